@@ -1,0 +1,36 @@
+# make demo: the whole pipeline on the embedded base model; make test: every check. Both install what they need.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+# A stage's command is `python stages/…`: it must find the environment's python first.
+export PATH := $(BIN):$(PATH)
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test format clean
+
+demo: .venv/installed
+	dvc repro
+	python -m sqlora summary
+
+test: .venv/installed-dev
+	ruff check .
+	ruff format --check .
+	mypy
+	pytest
+
+format: .venv/installed-dev
+	ruff check --fix .
+	ruff format .
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+		"error: $(PYTHON) is Python %d.%d; sqlora needs 3.11 to 3.13. Name another: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PIP) install --quiet -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf .venv .sqlora artifacts

@@ -1,0 +1,62 @@
+"""Loads the converted base model and its adapter, with mlx-lm's model definitions and adapter format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sqlora.mlx import nn
+
+from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.utils import load_model
+
+from sqlora.errors import SqloraError
+
+
+def load_base(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Load what the convert stage wrote.
+
+    Returns:
+        The model, frozen and in evaluation mode, and its config.json.
+    """
+    if not (folder / "config.json").is_file():
+        raise SqloraError(
+            folder / "config.json",
+            found="no such file",
+            expected="a converted model",
+            next_step="Run dvc repro convert.",
+        )
+    try:
+        model, config = load_model(folder)
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise SqloraError(
+            folder,
+            found=f"a model that mlx-lm does not load ({error})",
+            expected="config.json and safetensors that fit each other",
+            next_step="Delete the folder and run dvc repro convert.",
+        ) from error
+    model.freeze()
+    model.eval()
+    return model, config
+
+
+def add_adapter(model: nn.Module, folder: Path) -> None:
+    """Put a trained adapter on a base model."""
+    try:
+        load_adapters(model, str(folder))
+    except (ValueError, OSError, RuntimeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        raise SqloraError(
+            folder,
+            found=f"an adapter that does not fit the base model ({error})",
+            expected="adapters.safetensors and adapter_config.json made for this base model",
+            next_step="Delete the folder and run dvc repro train.",
+        ) from error
+    model.eval()
+
+
+def context_length(config: dict[str, Any]) -> int:
+    """How many tokens the model computes correctly: mlx-lm ignores a sliding window, which makes no odds below it."""
+    limits: Iterable[Any] = (config.get("sliding_window"), config.get("max_position_embeddings"))
+    return min((limit for limit in limits if limit), default=4096)

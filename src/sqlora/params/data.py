@@ -1,0 +1,21 @@
+"""The `data` section: which questions and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from sqlora.params.reader import Range
+
+
+@dataclass(frozen=True)
+class DataParams:
+    """source: `demo`, a path to a tarball or folder in WikiSQL's layout, or an http(s) URL of such a tarball.
+
+    checksum: `md5:…`, `sha1:…` or `sha256:…` of the tarball, or null for no check.
+    demo_seed: what the demo data is generated from; other sources ignore it.
+    """
+
+    source: str
+    checksum: str | None
+    demo_seed: Annotated[int, Range(least=0)]

@@ -1,0 +1,80 @@
+"""Where MLX computes, and the fast BLAS that takes the place of its reference BLAS on a Linux CPU.
+
+MLX's Linux wheel links the reference BLAS, which does about 5 GFLOP/s on two cores. The dynamic linker resolves its
+`sgemm_` to the first library that offers the name, so a fast BLAS loaded globally before MLX takes over: the
+libtorch_cpu.so that requirements.txt installs (it holds MKL), or else OpenBLAS.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import importlib.util
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Blas:
+    """name: for people; path: of the library, or None where MLX's own is in use."""
+
+    name: str
+    path: str | None
+
+
+@cache
+def load_fast_blas() -> Blas:
+    """Load a fast BLAS where MLX needs one; must run before MLX is imported. Runs once a process.
+
+    Warns where none is found. `SQLORA_BLAS=mlx` in the environment keeps MLX's own, for measurements.
+    """
+    if sys.platform != "linux":
+        return Blas("Accelerate", None)
+    if has_cuda():
+        return Blas("cuBLAS", None)
+    if os.environ.get("SQLORA_BLAS") == "mlx":
+        return Blas("MLX's reference BLAS", None)
+    if "mlx.core" in sys.modules:
+        warnings.warn("MLX was imported before sqlora.mlx, so a fast BLAS may not take effect", stacklevel=2)
+    for name, path in _candidates():
+        try:
+            library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        if hasattr(library, "sgemm_"):
+            return Blas(name, path)
+    warnings.warn(
+        "no fast BLAS found, so computing on this CPU is ten times slower than it need be. "
+        "Install what requirements.txt lists (torch holds one), or the system's OpenBLAS.",
+        stacklevel=2,
+    )
+    return Blas("MLX's reference BLAS", None)
+
+
+@cache
+def has_cuda() -> bool:
+    """Whether MLX's CUDA build and an NVIDIA device are there. Does not import MLX."""
+    installed = {distribution.metadata["Name"] for distribution in metadata.distributions(path=_mlx_site())}
+    return any(name and name.startswith("mlx-cuda") for name in installed) and Path("/dev/nvidiactl").exists()
+
+
+def _mlx_site() -> list[str]:
+    spec = importlib.util.find_spec("mlx")
+    return [str(Path(place).parent) for place in (spec.submodule_search_locations or ())] if spec else []
+
+
+def _candidates() -> list[tuple[str, str]]:
+    found = []
+    spec = importlib.util.find_spec("torch")
+    if spec and spec.origin:
+        found.append(("PyTorch's BLAS", str(Path(spec.origin).parent / "lib" / "libtorch_cpu.so")))
+    for library in ("openblas", "mkl_rt", "blis"):
+        path = ctypes.util.find_library(library)
+        if path:
+            found.append((library, path))
+    return found

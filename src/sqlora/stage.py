@@ -1,0 +1,92 @@
+"""Runs a stage script: its paths from the command line, its values from params.yaml, its errors in one paragraph."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import errno
+import inspect
+import subprocess
+import sys
+import textwrap
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sqlora.errors import SqloraError
+from sqlora.params.reader import PARAMS_FILE, read_params
+
+CRASH_FILE = Path(".sqlora/crash.txt")
+
+
+def run_stage(main: Callable[..., None]) -> NoReturn:
+    """Call a stage's main function and end the process.
+
+    The signature is the stage's contract, which tests hold against dvc.yaml: a `Path` argument (or `Path | None`,
+    which may be left out) is a command-line option of that name, a dataclass argument is the section of params.yaml of
+    that name. Ends with status 0, 1 (an error) or 130 (interrupted).
+    """
+    run(lambda: main(**_arguments(main)))
+
+
+def run(work: Callable[[], object]) -> NoReturn:
+    """Call `work` and end the process with its status; turn every exception into a readable message."""
+    try:
+        status = work()
+    except SqloraError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to go on", status=130)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            fail(f"{error.filename or 'disk'}: found no space left; expected room for the stage's output. Free some.")
+        fail(_unexpected(error))
+    except Exception as error:  # noqa: BLE001 - the outermost boundary: a user must not see a traceback
+        fail(_unexpected(error))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def fail(message: str, *, status: int = 1) -> NoReturn:
+    """Print one paragraph to stderr and end the process."""
+    sys.stdout.flush()
+    print(textwrap.fill(f"error: {message}", 110, break_long_words=False, break_on_hyphens=False), file=sys.stderr)
+    sys.exit(status)
+
+
+def stage_contract(main: Callable[..., None]) -> tuple[dict[str, bool], dict[str, type]]:
+    """The paths (name -> whether required) and the sections (name -> dataclass) that a stage's signature asks for."""
+    paths: dict[str, bool] = {}
+    sections: dict[str, type] = {}
+    for name, hint in typing.get_type_hints(main).items():
+        if name == "return":
+            continue
+        if dataclasses.is_dataclass(hint):
+            sections[name] = typing.cast(type, hint)
+        else:
+            paths[name] = hint is Path
+    return paths, sections
+
+
+def _arguments(main: Callable[..., None]) -> dict[str, Any]:
+    paths, sections = stage_contract(main)
+    parser = argparse.ArgumentParser(description=inspect.getdoc(sys.modules[main.__module__]))
+    for name, required in paths.items():
+        parser.add_argument("--" + name.replace("_", "-"), type=Path, required=required, metavar="PATH")
+    arguments = vars(parser.parse_args())
+    # A mistake in the section of a later stage must be reported before hours of work. The check runs in a process of
+    # its own because its code does not shape any stage's output and so must not be a dep of every stage.
+    check = subprocess.run([sys.executable, "-m", "sqlora", "check", str(PARAMS_FILE)])
+    if check.returncode:
+        sys.exit(check.returncode)
+    return arguments | read_params(PARAMS_FILE, sections)
+
+
+def _unexpected(error: Exception) -> str:
+    CRASH_FILE.parent.mkdir(parents=True, exist_ok=True)
+    CRASH_FILE.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    return (
+        f"{Path(sys.argv[0]).name}: found {type(error).__name__}: {error}; expected no such failure, so this may be a "
+        f"bug of sqlora. The details are in {CRASH_FILE}; please report them."
+    )
