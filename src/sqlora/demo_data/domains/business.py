@@ -1,0 +1,221 @@
+"""Domains of the demo data: companies and software. Declarations only; schema.py says what the fields mean."""
+
+# fmt: off -- one argument a line would make these lists four times as long
+
+from __future__ import annotations
+
+from sqlora.demo_data import values as v
+from sqlora.demo_data.schema import Domain, forms, real, text
+
+COMPANIES = Domain(
+    "companies",
+    forms("company/companies|firm/firms|!enterprise/enterprises"),
+    ("Largest companies of {country}", "Companies based in {town}"),
+    (
+        text(
+            "name",
+            "Company|Company name|Name|Corporation",
+            v.company,
+            "company|name",
+        ),
+        text(
+            "category",
+            "Industry|Sector|Industry/Sector",
+            v.one_of("Banking|Retail|Oil & gas|Insurance|Telecoms|Pharmaceuticals|Mining|Food"),
+            "industry|sector|!line of business",
+            asks="What industry is {e} in|What sector does {e} work in|!What business is {e} in",
+            mods="in the {v} industry|in the {v} sector|!active in {v}",
+        ),
+        text(
+            "place",
+            "Headquarters|HQ|Based in|Headquarters, City",
+            v.town,
+            "headquarters|head office|home base",
+            asks="Where is {e} based|Where is the head office of {e}|!Where does {e} have its seat",
+            mods="based in {v}|headquartered in {v}|!with its seat in {v}",
+        ),
+        text(
+            "person",
+            "CEO|Chief executive|Chairman/CEO",
+            v.person,
+            "CEO|chief executive|boss",
+            asks="Who runs {e}|Who is the CEO of {e}|Who leads {e}|!Who is at the helm of {e}",
+            mods="led by {v}|run by {v}|!under {v}",
+        ),
+        real(
+            "year",
+            "Founded|Year founded|Est.|Established",
+            v.whole(1810, 2019),
+            "founding year|year founded|year of foundation",
+            asks="When was {e} founded|In what year did {e} start|!When did {e} get going",
+            mods="founded in {v}|that started in {v}",
+            over="founded after {v}|younger than {v}",
+            under="founded before {v}|that started before {v}",
+            top="latest|most recent",
+            bottom="earliest|first",
+        ),
+        real(
+            "measure",
+            "Revenue ($bn)|Revenue (billions)|Revenue ({y})",
+            v.decimal(0, 240, 1),
+            "revenue|!turnover",
+            asks="How much revenue does {e} have|What revenue did {e} report",
+            mods="that earned {v} billion",
+            over="that earned more than {v} billion",
+            under="that earned less than {v} billion",
+        ),
+        real(
+            "count",
+            "Employees|No. of employees|Employees ({y})",
+            v.wide(20, 400000),
+            "employees|workers|!staff members",
+            asks="How many people does {e} employ|How many people work for {e}",
+            mods="that employed {v} people",
+            over="that employed more than {v} people",
+            under="that employed fewer than {v} people",
+        ),
+        text(
+            "code",
+            "Ticker|Symbol|Ticker symbol",
+            v.code("@@@|@@@@|@@.@"),
+            "ticker|ticker symbol",
+            asks="What is the ticker of {e}",
+            mods="traded as {v}|with the ticker {v}",
+        ),
+        text(
+            "place",
+            "Country|Country/Region|Nation",
+            v.country,
+            "country",
+            asks="What country is {e} from",
+            mods="from {v}",
+        ),
+        real(
+            "number",
+            "Rank|Rank ({y})|#",
+            v.serial,
+            "rank",
+            asks="How does {e} rank",
+            mods="ranked {v}",
+            over="ranked below {v}",
+            under="ranked above {v}",
+        ),
+        real(
+            "measure",
+            "Profit ($m)|Net income|Profit (millions)",
+            v.decimal(-90, 900, 1),
+            "profit|net income",
+            asks="How much profit did {e} make",
+            over="that made more than {v} million in profit",
+        ),
+    ),
+)
+
+SOFTWARE = Domain(
+    "software releases",
+    forms("release/releases|program/programs|!package/packages"),
+    ("{title} version history", "Comparison of {letter}-series software"),
+    (
+        text(
+            "name",
+            "Software|Name|Product|Program",
+            v.composed(
+                "{word}Writer|{word}Base|{word}Draw|{word}Shell|{word}Mail|{word}DB|{word}OS|{word} Studio|"
+                "{word}++|{word} {noun}"
+            ),
+            "software|product|name",
+        ),
+        text(
+            "code",
+            "Version|Latest version|Version #",
+            v.code("#.#|#.##|##.0#|#.#.#-beta|#.#rc#"),
+            "version|version number",
+            asks="What version is {e}|Which version of {e} is listed",
+            mods="at version {v}|with version {v}",
+        ),
+        text(
+            "date",
+            "Release date|Released|Date of release",
+            v.date,
+            "release date",
+            asks="When was {e} released|When did {e} ship|!When did {e} go live",
+            mods="released on {v}|that shipped on {v}",
+        ),
+        text(
+            "category",
+            "License|Licence|License (software)",
+            v.one_of("MIT|GPLv3|Proprietary|BSD-3|Apache 2.0|Freeware"),
+            "license|licence",
+            asks="What license does {e} use|Under what license is {e}",
+            mods="under the {v} license|licensed under {v}",
+        ),
+        text(
+            "category",
+            "Platform|Platform(s)|OS / Platform",
+            v.one_of("Windows|Linux|macOS|Windows, Linux|Amiga|PlayStation 2|Android/iOS"),
+            "platform|operating system",
+            asks="What platform does {e} run on|What does {e} run on",
+            mods="for {v}|that ran on {v}|!available on {v}",
+        ),
+        text(
+            "category",
+            "Language|Written in|Programming language",
+            v.one_of("C|C++|C#|Java|Python|Rust|Pascal|Objective-C"),
+            "programming language|language",
+            asks="What language is {e} written in|What is {e} programmed in",
+            mods="written in {v}|!coded in {v}",
+        ),
+        text(
+            "place",
+            "Developer|Developer(s)|Vendor",
+            v.company,
+            "developer|vendor|maker",
+            asks="Who developed {e}|Who makes {e}|!Who is behind {e}",
+            mods="developed by {v}|from {v}|by {v}",
+        ),
+        real(
+            "measure",
+            "Size (MB)|Size|Download (MB)",
+            v.decimal(1, 900, 1),
+            "size|download size",
+            asks="How big is {e}|How many megabytes is {e}",
+            over="larger than {v} MB|bigger than {v} MB",
+            under="smaller than {v} MB",
+            top="largest|biggest",
+            bottom="smallest",
+        ),
+        real(
+            "count",
+            "Users|Users (est.)|Active users",
+            v.wide(40, 3000000),
+            "users",
+            asks="How many users does {e} have|How many people use {e}",
+            mods="used by {v} people",
+            over="used by more than {v} people",
+            under="used by fewer than {v} people",
+        ),
+        real(
+            "count",
+            "Bugs fixed|Fixes|# of fixes",
+            v.whole(0, 900),
+            "fixes|bugs fixed",
+            asks="How many bugs did {e} fix",
+            mods="that fixed {v} bugs",
+            over="that fixed more than {v} bugs",
+        ),
+        real(
+            "measure",
+            "Price ($)|Price|Price, USD",
+            v.decimal(0, 500, 2),
+            "price|!asking price",
+            asks="How much does {e} cost|What is the price of {e}",
+            mods="that cost ${v}",
+            over="dearer than ${v}",
+            under="cheaper than ${v}",
+            top="highest",
+            bottom="lowest|cheapest",
+        ),
+    ),
+)
+
+DOMAINS = (COMPANIES, SOFTWARE)

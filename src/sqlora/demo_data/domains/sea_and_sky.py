@@ -1,0 +1,190 @@
+"""Domains of the demo data: lighthouses, satellites (held out). Declarations only; schema.py says what fields mean."""
+
+# fmt: off -- one argument a line would make these lists four times as long
+
+from __future__ import annotations
+
+from sqlora.demo_data import values as v
+from sqlora.demo_data.schema import Domain, forms, real, text
+
+LIGHTHOUSES = Domain(
+    "lighthouses",
+    forms("lighthouse/lighthouses|light/lights"),
+    ("Lighthouses of {country}",),
+    (
+        text(
+            "name",
+            "Lighthouse|Light|Name",
+            v.composed("{town} Point|{town} Head|{town} Rock|{given}'s Ledge|{town} Light"),
+            "lighthouse|name",
+        ),
+        real(
+            "year",
+            "Year built|Built|First lit",
+            v.whole(1790, 1960),
+            "construction year|year it was built",
+            asks="When was {e} built|What year was {e} first lit",
+            mods="built in {v}|first lit in {v}",
+            over="built after {v}",
+            under="built before {v}",
+            top="latest|most recent",
+            bottom="earliest",
+        ),
+        real(
+            "measure",
+            "Tower height (ft)|Tower (ft)|Height of tower (m)",
+            v.whole(18, 240),
+            "tower height|height of the tower",
+            asks="How tall is the tower of {e}",
+            over="taller than {v}",
+            under="shorter than {v}",
+            top="tallest|greatest",
+            bottom="shortest|smallest",
+        ),
+        real(
+            "measure",
+            "Range (nmi)|Range|Range, nautical miles",
+            v.whole(5, 30),
+            "range|range of the light",
+            asks="From how far away can {e} be seen",
+            over="visible from beyond {v} miles",
+            mods="visible from {v} miles",
+        ),
+        text(
+            "category",
+            "Light characteristic|Signal|Flash",
+            v.code("Fl W #s|Fl(2) R ##s|Oc G #s|Iso W #s"),
+            "signal|light characteristic",
+            asks="What signal does {e} give|How does {e} flash",
+            mods="that flashed {v}",
+        ),
+        text(
+            "person",
+            "Keeper|Last keeper|First keeper",
+            v.person,
+            "keeper|lighthouse keeper",
+            asks="Who kept {e}|Who looked after {e}",
+            mods="kept by {v}|tended by {v}",
+        ),
+        text(
+            "place",
+            "Island/Coast|Coast|Water body",
+            v.composed("{stem} Sound|{stem}{ending} Bay|{stem} Strait|{stem} Isle|{surname} Gulf"),
+            "coast|body of water",
+            asks="On which coast is {e}|What water does {e} overlook",
+            mods="overlooking {v}",
+        ),
+        text(
+            "code",
+            "Admiralty #|List no.|ARLHS",
+            v.code("A####|USA-###|G##.##"),
+            "admiralty number|list number",
+            asks="What is the list number of {e}",
+            mods="listed as {v}",
+        ),
+        text(
+            "category",
+            "Automated?|Status|Condition",
+            v.one_of("Active|Inactive|Automated|Private aid|Ruined"),
+            "status|condition",
+            asks="Is {e} still in use",
+        ),
+    ),
+    held_out=True,
+)
+
+SATELLITES = Domain(
+    "satellites",
+    forms("satellite/satellites|spacecraft/spacecraft"),
+    ("Launches of {y}", "List of {country} satellites"),
+    (
+        text(
+            "name",
+            "Satellite|Spacecraft|Name|Payload",
+            v.composed("{word}sat-{n}|{word}star {n}|{word}-{n}A|{word} {n}R|{surname} {n}"),
+            "satellite|name",
+        ),
+        text(
+            "date",
+            "Launch date|Date launched|Launch date (UTC)",
+            v.date,
+            "launch date",
+            asks="When was {e} launched|On what day did {e} lift off",
+            mods="launched on {v}",
+        ),
+        text(
+            "place",
+            "Launch site|Launch site (pad)|Site",
+            v.composed("{town}, LC-{n}|{town}, Pad {n}"),
+            "launch site|launch pad",
+            asks="Where was {e} launched|From where did {e} take off",
+            mods="launched from {v}",
+        ),
+        text(
+            "category",
+            "Rocket|Launch vehicle|Carrier rocket",
+            v.one_of("Atlas V|Soyuz-2.1|Ariane 5 ECA|Long March 3B|H-IIA|Falcon 9"),
+            "rocket|launch vehicle",
+            asks="Which rocket carried {e}|What rocket took {e} into space",
+            mods="carried by {v}|launched on {v}",
+        ),
+        text(
+            "place",
+            "Operator|Operator/Owner|Owner",
+            v.company,
+            "operator|owner",
+            asks="Who operates {e}|Who owns {e}",
+            mods="operated by {v}|owned by {v}",
+        ),
+        real(
+            "measure",
+            "Mass (kg)|Launch mass (kg)|Weight (kg)",
+            v.whole(4, 6900),
+            "mass|weight",
+            asks="How heavy is {e}|How much does {e} weigh",
+            mods="that weighed {v} kg",
+            over="heavier than {v} kg",
+            under="lighter than {v} kg",
+            top="greatest|largest",
+            bottom="smallest|lowest",
+        ),
+        text(
+            "category",
+            "Orbit|Orbit type|Orbit (regime)",
+            v.one_of("LEO|GEO|Sun-synchronous|Molniya|MEO|Heliocentric"),
+            "orbit|type of orbit",
+            asks="What orbit is {e} in",
+            mods="placed in {v} orbit",
+        ),
+        real(
+            "measure",
+            "Period (min)|Orbital period|Period, minutes",
+            v.decimal(88, 1440, 1),
+            "period|orbital period",
+            asks="How long does {e} take for one orbit",
+            over="slower than {v} minutes an orbit",
+            under="faster than {v} minutes an orbit",
+            top="longest",
+            bottom="shortest",
+        ),
+        text(
+            "code",
+            "COSPAR ID|Int'l designator|NORAD #",
+            v.code("199#-0##@|200#-0##@|#####"),
+            "COSPAR ID|designator",
+            asks="What is the designator of {e}",
+            mods="designated {v}|catalogued as {v}",
+        ),
+        text(
+            "category",
+            "Outcome|Status|Result",
+            v.one_of("Success|Failure|Partial failure|Decayed|Operational"),
+            "outcome|status",
+            asks="How did the mission of {e} go",
+            mods="with the outcome {v}",
+        ),
+    ),
+    held_out=True,
+)
+
+DOMAINS = (LIGHTHOUSES, SATELLITES)
