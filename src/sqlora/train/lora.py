@@ -1,0 +1,50 @@
+"""Puts fresh LoRA layers on a base model, with mlx-lm's layers and adapter format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlora.mlx import mx, nn
+
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from sqlora.errors import SqloraError
+from sqlora.params.lora import LoraParams
+
+BLOCKS = {
+    "q_proj": "self_attn",
+    "k_proj": "self_attn",
+    "v_proj": "self_attn",
+    "o_proj": "self_attn",
+    "gate_proj": "mlp",
+    "up_proj": "mlp",
+    "down_proj": "mlp",
+}
+
+
+def add_lora(model: nn.Module, lora: LoraParams, seed: int) -> None:
+    """Put LoRA layers (Hu et al., 2021) on the top `lora.layers` layers; only they are trainable afterwards.
+
+    The first factor is drawn from `seed`, the second is zero, so the model's output is unchanged at first.
+    """
+    if lora.layers > len(model.layers):
+        raise SqloraError(
+            "params.yaml",
+            found=f"lora.layers: {lora.layers}",
+            expected=f"at most {len(model.layers)}, the number of layers of the base model",
+            next_step="Lower lora.layers.",
+        )
+    mx.random.seed(seed)  # mlx-lm's layers draw from the global stream
+    linear_to_lora_layers(model, lora.layers, _lora_parameters(lora))
+    model.unfreeze(keys=["lora_a", "lora_b"], strict=False)
+    mx.eval(model.trainable_parameters())
+
+
+def adapter_config(lora: LoraParams) -> dict[str, Any]:
+    """The content of adapter_config.json, as mlx-lm reads it."""
+    return {"fine_tune_type": "lora", "num_layers": lora.layers, "lora_parameters": _lora_parameters(lora)}
+
+
+def _lora_parameters(lora: LoraParams) -> dict[str, Any]:
+    keys = [f"{BLOCKS[target]}.{target}" for target in lora.targets]
+    return {"rank": lora.rank, "scale": lora.scale, "dropout": lora.dropout, "keys": keys}
