@@ -29,6 +29,14 @@ def first_party_files(script: Path) -> set[str]:
             else:
                 continue
             waiting += [file for name in names for file in _files(name)]
+    # Files that a module reads from beside itself (templates) shape its output as its code does.
+    found |= {
+        data
+        for path in found
+        if path.is_relative_to(SOURCE / "sqlora")
+        for data in path.parent.iterdir()
+        if data.is_file() and data.suffix != ".py"
+    }
     return {path.relative_to(ROOT).as_posix() for path in found}
 
 

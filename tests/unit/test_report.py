@@ -1,0 +1,388 @@
+"""The report page and the terminal summary, on a small made-up run."""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from sqlora.errors import SqloraError
+from sqlora.jsonl import write_jsonl
+from sqlora.params.lora import LoraParams
+from sqlora.params.train import TrainParams
+from sqlora.report.cases import OUTCOMES, make_cases, spread, visible
+from sqlora.report.curve import draw_loss
+from sqlora.report.page import Run, render_page
+from sqlora.report.results import LossPoint, Part, read_loss, read_parts, read_scores, read_training
+from sqlora.report.summary import WIDTH, summarise_run
+from sqlora.score import Outcome, Prediction, judge, read_predictions, summarise
+from sqlora.sql.execute import build_database
+from sqlora.text import Example, render_sql, write_examples
+from sqlora.wikisql.layout import LogicalForm, Table
+
+EXAMPLES = 43
+HOSTILE = "\x1b[2J\u202e</pre><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+LORA = LoraParams(8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
+TRAIN = TrainParams(4, 500, 2e-3, 10, 100, 1)
+TRAINING = {
+    "iterations": 500,
+    "final_train_loss": 0.2131,
+    "final_valid_loss": 0.2519,
+    "first_valid_loss": 5.2134,
+    "tokens_per_second": 1912.4,
+    "peak_memory_gb": 0.834,
+    "trainable_parameters": 1_703_936,
+    "total_parameters": 7_241_732_096,
+}
+LOSS_HEADER = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
+
+
+def question(index: int) -> Example:
+    header = ("No.", "Player <b>", "Club")
+    form = LogicalForm(1, 0, ((2, 0, f"Club {index}"), (0, 0, 7)))
+    return Example(f"1-{index}-1", f"Who is seven of club {index} & co?", header, ("real", "text", "text"), form)
+
+
+def table(example: Example, index: int) -> Table:
+    rows = [(number, f"Ann {index}-{number}", f"Club {index}" if number > 3 else "Ajax") for number in range(9)]
+    return Table(example.table_id, example.header, example.types, tuple(rows))
+
+
+def answer(example: Example, index: int) -> Prediction:
+    """Right for even questions; otherwise wrong, without an end or about another table."""
+    gold = " " + render_sql(example.sql, example)
+    if index % 2 == 0:
+        return Prediction(gold, True, 20)
+    return [
+        Prediction(gold.replace("No. = 7", "No. = 8"), True, 20),
+        Prediction(gold + " blowing off the rosshill", False, 100),
+        Prediction(gold.replace(example.table_id, "1-999-1"), True, 20),
+    ][index // 2 % 3]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A repository after a run of 43 questions; the base model babbles and stops for the last one only."""
+    examples = [question(index) for index in range(EXAMPLES)]
+    answers = {
+        "base": [Prediction(f"\n{index}{HOSTILE}\n" * 3, index == EXAMPLES - 1, 99) for index in range(EXAMPLES)],
+        "adapter": [answer(example, index) for index, example in enumerate(examples)],
+    }
+    write_run(tmp_path, examples, answers)
+    return tmp_path
+
+
+def write_run(root: Path, examples: list[Example], answers: dict[str, list[Prediction]]) -> None:
+    dataset = root / "artifacts/dataset"
+    for folder in (dataset, root / "artifacts/predictions", root / "results"):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_examples(dataset / "test.jsonl", examples)
+    build_database(dataset / "tables.db", [table(example, index) for index, example in enumerate(examples)])
+    scores: dict[str, object] = {"examples": len(examples)}
+    for system, predictions in answers.items():
+        write_jsonl(
+            root / f"artifacts/predictions/{system}.jsonl",
+            (
+                {"index": index, "completion": one.completion, "stopped": one.stopped, "tokens": one.tokens}
+                for index, one in enumerate(predictions)
+            ),
+        )
+        scores[system] = summarise(judge(examples, predictions, dataset / "tables.db"), predictions)
+    (root / "results/score.json").write_text(json.dumps(scores))
+    (root / "results/training.json").write_text(json.dumps(TRAINING))
+    (root / "results/loss.csv").write_text(
+        f"{LOSS_HEADER}\n0,,5.2134,,0.4\n10,4.5,,900.0,0.8\n500,0.2131,0.2519,910.0,0.8\n"
+    )
+
+
+def load(root: Path) -> Run:
+    examples = [question(index) for index in range(EXAMPLES)]
+    predictions = {
+        name: read_predictions(root / f"artifacts/predictions/{name}.jsonl", EXAMPLES) for name in ("base", "adapter")
+    }
+    return Run(
+        scores=read_scores(root / "results/score.json", EXAMPLES),
+        training=read_training(root / "results/training.json"),
+        loss=read_loss(root / "results/loss.csv"),
+        parts={"train": Part(1000, 250), "valid": Part(100, 1), "test": Part(EXAMPLES, 40)},
+        lora=LORA,
+        train=TRAIN,
+        cases=make_cases(spread(EXAMPLES, 20), examples, predictions, root / "artifacts/dataset/tables.db"),
+    )
+
+
+class Page(HTMLParser):
+    """Elements, ids and text of a page; fails on an element closed by another's end tag."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    def values(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
+
+
+def test_page_is_well_formed_and_loads_nothing(root: Path) -> None:
+    html = render_page(load(root))
+    page = Page(html)
+    tags = {tag for tag, _ in page.elements}
+    assert {"main", "h1", "table", "svg", "article", "dl"} <= tags
+    assert not tags & {"script", "img", "link", "iframe"}
+    assert not page.values("src")
+    assert all(link.startswith("#") for link in page.values("href") + page.values("xlink:href"))
+    assert "url(http" not in html
+    assert "@import" not in html
+    assert "default-src 'none'" in html
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    labels = {name for value in page.values("aria-labelledby") for name in value.split()}
+    assert labels <= set(ids)
+
+
+def test_what_a_model_or_a_dataset_wrote_is_text(root: Path) -> None:
+    html = render_page(load(root))
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt;" in html
+    assert "Player &lt;b&gt;" in html
+    assert "&amp; co?" in html
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\u202e]", html)
+    assert "␛[2J\\u202e" in html
+
+
+def test_twenty_questions_evenly_spaced(root: Path) -> None:
+    page = Page(render_page(load(root)))
+    assert sum(tag == "article" for tag, _ in page.elements) == 20
+    indices = [index for index in range(EXAMPLES) if f"Who is seven of club {index} & co?" in page.text]
+    assert indices == spread(EXAMPLES, 20) == [position * 43 // 20 for position in range(20)]
+    for index in indices:
+        example = question(index)
+        assert f"table 1-{index}-1 , 9 rows" in page.text
+        assert f"{render_sql(example.sql, example)} returns ann {index}-7" in page.text  # the gold SQL and its result
+    assert spread(3, 20) == [0, 1, 2]
+
+
+def test_marks_and_results(root: Path) -> None:
+    page = Page(render_page(load(root)))
+    articles = page.text.split("Question ")[1:]
+    by_number = {int(article.split(",")[0]): article for article in articles}
+    assert "Adapter ✓ right" in by_number[1]
+    assert re.search(r"Adapter – no_stop SELECT .* rosshill went on until the token limit", by_number[16])
+    assert re.search(r"Adapter ✗ wrong SELECT .* returns ann 19-8 *$", by_number[20].split(" Who is ")[0])
+    marks = [re.search(r"Adapter . (\w+)", article).group(1) for article in articles]  # type: ignore[union-attr]
+    wrong = ["wrong", "no_stop", "wrong_table"]
+    assert marks == ["right" if index % 2 == 0 else wrong[index // 2 % 3] for index in spread(EXAMPLES, 20)]
+    assert all("Base – no_stop" in article for article in articles)
+
+
+def test_excerpt_holds_rows_that_the_gold_query_reads(root: Path) -> None:
+    run = load(root)
+    for case in run.cases:
+        assert case.row_count == 9
+        numbers = [(marked, cells[0]) for marked, cells in case.rows]
+        assert numbers == [(False, "0"), (False, "1"), (False, "2"), (True, "7")]
+        assert case.rows[3][1] == ("7", f"ann {case.index}-7", f"club {case.index}")
+
+
+def test_scores_and_facts(root: Path) -> None:
+    page = Page(render_page(load(root)))
+    assert "Execution accuracy 0.0% → 51.2%" in page.text  # 22 of 43
+    assert "Execution accuracy 0.0% 0 of 43 51.2% 22 of 43" in page.text
+    assert "Valid SQL 0.0% 0 of 43 67.4% 29 of 43" in page.text
+    assert "Stopped at EOS 2.3% 1 of 43 83.7% 36 of 43" in page.text
+    assert re.search(r"no_stop went on [\w ]+ 42 7 ", page.text)
+    assert re.search(r"wrong_table asks another table 0 7 ", page.text)
+    for fact in (
+        "1,000 over 250 tables",
+        "100 over 1 table",
+        "rank 16 on q_proj, v_proj of the top 8 layers",
+        "500 of batch 4, learning rate 0.002",
+        "0.252 from 5.213 before training",
+        "1.704M 0.02% of 7,241.732M",
+        "1,912 tokens a second",
+        "0.83 GB",
+    ):
+        assert fact in page.text
+
+
+def test_equal_inputs_give_equal_bytes(root: Path) -> None:
+    assert render_page(load(root)) == render_page(load(root))
+
+
+def test_curve_takes_its_colours_from_the_page(root: Path) -> None:
+    svg = draw_loss(load(root).loss)
+    assert svg.startswith('<svg viewBox="')
+    assert not re.search(r"#[0-9a-f]{6}\b(?!\")", svg)
+    assert {"var(--curve-train)", "var(--curve-valid)", "var(--muted)", "var(--rule)"} <= set(
+        re.findall(r"var\([^)]*\)", svg)
+    )
+    assert "validation loss from 5.213 to 0.252, over 500 iterations" in svg
+    assert "log scale" in svg
+    assert "<metadata" not in svg
+    css = (Path(draw_loss.__code__.co_filename).parent / "report.css").read_text()
+    assert all(css.count(f"{name}:") == 2 for name in re.findall(r"var\((--[\w-]+)\)", svg))  # light and dark
+
+
+def test_curve_of_small_or_missing_losses() -> None:
+    flat = draw_loss([LossPoint(0, None, 0.0), LossPoint(5, 2.0, None)])
+    assert "log scale" not in flat
+    assert "training loss from 2.000 to 2.000" in draw_loss([LossPoint(5, 2.0, None)])
+
+
+def test_every_outcome_has_a_meaning() -> None:
+    names = {name for part in typing.get_args(Outcome) for name in typing.get_args(part) or [part]}
+    assert set(OUTCOMES) == names
+
+
+def test_visible() -> None:
+    assert visible("SELECT é – 日本 'x'") == "SELECT é – 日本 'x'"
+    assert visible("a\x00b\x1b[31m\r\n\x7f\xa0\u202e") == "a␀b␛[31m␍⏎\\x7f \\u202e"
+    assert visible("a\n\tb", "\n") == "a\n␉b"
+
+
+def test_percents_do_not_round_to_none_or_all(root: Path) -> None:
+    path = root / "results/score.json"
+    record = json.loads(path.read_text()) | {"examples": 15_878}
+    record["base"]["execution_accuracy"] = 0.0001
+    record["adapter"]["execution_accuracy"] = 0.9999
+    path.write_text(json.dumps(record))
+    scores = read_scores(path, 15_878)
+    assert scores.percent("base", "execution_accuracy") == "<0.1%"
+    assert scores.percent("adapter", "execution_accuracy") == ">99.9%"
+    assert scores.count("adapter", "execution_accuracy") == "about 15,876"  # four decimals leave it open
+
+
+def test_scores_of_another_split_are_refused(root: Path) -> None:
+    with pytest.raises(SqloraError, match=r"score\.json: found scores of 43 .* the 42 test questions.* Run dvc repro"):
+        read_scores(root / "results/score.json", 42)
+
+
+@pytest.mark.parametrize("read", [read_training, read_parts, read_loss, lambda path: read_scores(path, 1)])
+def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    with pytest.raises(SqloraError, match=r"absent: found no such file; .* Run dvc repro\."):
+        read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "found"),
+    [
+        (read_training, "{", "Expecting property name"),
+        (read_training, "[]", "a JSON list"),
+        (read_training, json.dumps(TRAINING | {"iterations": "500"}), "iterations '500'"),
+        (read_training, json.dumps(TRAINING | {"iterations": True}), "iterations True"),
+        (read_training, json.dumps(TRAINING | {"final_train_loss": float("nan")}), "final_train_loss nan"),
+        (read_training, json.dumps({k: v for k, v in TRAINING.items() if k != "peak_memory_gb"}), "no key peak_memory"),
+        (read_parts, '{"train": {"examples": 1, "tables": 1}}', "no key valid"),
+        (read_parts, '{"train": {"examples": 1}, "valid": {}, "test": {}}', "no key train.tables"),
+        (lambda path: read_scores(path, 1), '{"examples": 1, "base": {}}', "no key base"),
+        (read_loss, LOSS_HEADER + "\n", "no row"),
+        (read_loss, LOSS_HEADER + "\n1,x,,,\n", "train_loss 'x'"),
+        (read_loss, LOSS_HEADER + "\n1,nan,,,\n", "train_loss 'nan'"),
+        (read_loss, LOSS_HEADER + "\n,1,,,\n", "no iteration"),
+        (read_loss, "iteration,train_loss\n1,1\n", "no column valid_loss"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, read: Callable[[Path], object], text: str, found: str) -> None:
+    path = tmp_path / "damaged"
+    path.write_text(text)
+    with pytest.raises(SqloraError, match=rf"damaged(:2)?: found .*{re.escape(found)}.*Delete the file"):
+        read(path)
+
+
+def test_losses_that_were_not_measured_are_none(root: Path) -> None:
+    points = read_loss(root / "results/loss.csv")
+    assert points == [LossPoint(0, None, 5.2134), LossPoint(10, 4.5, None), LossPoint(500, 0.2131, 0.2519)]
+
+
+def test_summary(root: Path) -> None:
+    text = summarise_run(root)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= WIDTH == 100
+    assert [line.split() for line in lines[2:6]] == [
+        ["Execution", "accuracy", "0.0%", "(0)", "51.2%", "(22)"],
+        ["Logical-form", "accuracy", "0.0%", "(0)", "51.2%", "(22)"],
+        ["Valid", "SQL", "0.0%", "(0)", "67.4%", "(29)"],
+        ["Stopped", "at", "EOS", "2.3%", "(1)", "83.7%", "(36)"],
+    ]
+    assert [line.split(":")[0] for line in lines if line.startswith("Question")] == [
+        "Question 1",
+        "Question 15",
+        "Question 29",
+    ]
+    before = [line for line in lines if line.startswith("  before")]
+    assert len(before) == 3
+    assert all("no_stop" in line and line.endswith("…") and "␛" in line for line in before)
+    gold = render_sql(question(14).sql, question(14))
+    assert f"  after   right           {gold}" in lines
+    assert f"  gold                    {gold}" in lines
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", text)
+
+
+def test_summary_marks_line_ends_and_wraps_long_sql(root: Path) -> None:
+    examples = [question(0)]
+    long = "SELECT " + "Player " * 60
+    write_run_again = {"base": [Prediction("a\n b\n", True, 3)], "adapter": [Prediction(long, True, 99)]}
+    (root / "artifacts/dataset/tables.db").unlink()
+    write_run(root, examples, write_run_again)
+    lines = summarise_run(root).splitlines()
+    assert "  before  bad_syntax      a⏎ b" in lines
+    (start,) = [number for number, line in enumerate(lines) if line.startswith("  after")]
+    assert lines[start + 2].endswith("…")
+    assert lines[start + 3].startswith("  gold")
+    assert max(map(len, lines)) <= WIDTH
+
+
+def test_summary_shows_a_right_answer_if_there_is_one(root: Path) -> None:
+    examples = [question(index) for index in range(30)]
+    silent = [Prediction("", True, 0)] * 30
+    adapter = [*silent[:25], answer(examples[26], 26), *silent[26:]]
+    adapter[25], adapter[26] = silent[0], adapter[25]
+    (root / "artifacts/dataset/tables.db").unlink()
+    write_run(root, examples, {"base": silent, "adapter": adapter})
+    text = summarise_run(root)
+    assert re.findall(r"^Question (\d+)", text, re.M) == ["11", "21", "27"]
+    assert text.count("  after   right") == 1
+    assert "  before  empty           (nothing)" in text
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "results/score.json",
+        "artifacts/dataset/test.jsonl",
+        "artifacts/dataset/tables.db",
+        "artifacts/predictions/base.jsonl",
+        "artifacts/predictions/adapter.jsonl",
+    ],
+)
+def test_summary_of_an_unfinished_run(root: Path, name: str) -> None:
+    (root / name).unlink()
+    with pytest.raises(SqloraError, match=rf"{re.escape(name)}: found no such file; .* Run dvc repro\."):
+        summarise_run(root)
