@@ -39,6 +39,11 @@ def run(work: Callable[[], object]) -> NoReturn:
         fail(str(error))
     except KeyboardInterrupt:
         fail("interrupted; run the same command again to go on", status=130)
+    except ModuleNotFoundError as error:
+        fail(
+            f"{sys.executable}: found no package {error.name}; expected what requirements.txt lists. "
+            "Run `pip install -r requirements.txt` in this environment."
+        )
     except OSError as error:
         if error.errno == errno.ENOSPC:
             fail(f"{error.filename or 'disk'}: found no space left; expected room for the stage's output. Free some.")

@@ -21,7 +21,7 @@ from sqlora.demo_data.tables import DemoTable, draw_table
 Record = dict[str, object]
 
 QUESTIONS_PER_TABLE = 5
-HELD_OUT_DOMAIN_SHARE = 0.3  # of the tables that may be of a held-out domain
+HELD_OUT_DOMAIN_SHARE = 0.1  # of the tables that may be of a held-out domain
 _MTIME = 1512086400  # 2017-12-01, so that the archive's bytes depend on the seed only
 
 

@@ -11,7 +11,7 @@ from sqlora.demo_data.schema import Cell, Column, Forms
 from sqlora.demo_data.tables import DemoTable
 
 # How often a speaker who may use a held-out wording does so where there is one.
-_HELD_SHARE = 0.3
+_HELD_SHARE = 0.1
 
 # "!" marks wordings that only held-out questions use.
 REQUESTS = (

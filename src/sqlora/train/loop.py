@@ -44,7 +44,7 @@ def train_adapter(
     Raises:
         SqloraError: if the loss is not finite.
     """
-    step = _make_step(model, params)
+    step = make_step(model, params)
     lengths = [len(example.tokens) for example in train]
     validate = partial(validation_loss, model, valid, params.batch_size)
     reports = [Report(0, None, validate(), None, peak_memory())]
@@ -101,7 +101,7 @@ def completion_loss(model: nn.Module, batch: Batch) -> mx.array:
     return nn.losses.cross_entropy(logits, mx.array(batch.targets), reduction="mean")
 
 
-def _make_step(model: nn.Module, params: TrainParams) -> Callable[[Batch], float]:
+def make_step(model: nn.Module, params: TrainParams) -> Callable[[Batch], float]:
     optimizer = optimizers.Adam(learning_rate=params.learning_rate)
     loss_and_gradients = nn.value_and_grad(model, completion_loss)
     model.train()

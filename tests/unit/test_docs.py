@@ -1,0 +1,66 @@
+"""The documents against the code: what they name exists, and what they list is complete."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import pytest
+from contract import ROOT
+
+from sqlora.params.all import SECTIONS
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = [ROOT / "README.md", ROOT / "demo" / "MODEL_CARD.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+
+
+def test_the_parameter_table_has_every_key_and_no_other() -> None:
+    keys = {f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)}
+    rows = README.split("## Parameters")[1].split("## ")[0]
+    listed = {
+        key
+        for line in rows.splitlines()
+        if line.startswith("| `")
+        for key in re.findall(r"`(\w+\.\w+)`", line.split("|")[1])
+    }
+    assert listed == keys
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_a_document_names_exist(path: Path) -> None:
+    text = re.sub(r"```json.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+    named = re.findall(r"\]\(((?!https?:)[^)#]+)\)", text)
+    named += re.findall(r"\b((?:docs|profiles|benchmarks|demo|stages|tests|src)/[\w/.-]+\.\w+)\b", text)
+    assert named or path.name == "benchmarks.md"
+    for name in named:
+        assert (ROOT / name).exists() or (path.parent / name).exists(), f"{path.name} names {name}"
+
+
+def test_the_tree_shows_what_is_there() -> None:
+    tree = README.split("## What is where")[1].split("```")[1]
+    shown = set(re.findall(r"^(\w+)/", tree, re.MULTILINE)) - {"artifacts"}
+    there = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    there -= {"artifacts"}
+    assert shown == there
+    for name in re.findall(r"([\w.]+\.py)\b", tree):
+        assert (ROOT / "src" / "sqlora" / name).is_file(), name
+    packages = {path.name for path in (ROOT / "src" / "sqlora").iterdir() if (path / "__init__.py").exists()}
+    assert packages == set(re.findall(r"(\w+)/ ", tree.split("src/sqlora/")[1].split("\ndemo/")[0]))
+
+
+def test_the_figures_of_the_demo_are_those_of_the_committed_results() -> None:
+    score = json.loads((ROOT / "results" / "score.json").read_text())
+    block = README.split("ends with")[1].split("```")[1]
+    assert f"{score['examples']} test questions" in block
+    for name in ("execution_accuracy", "logical_form_accuracy", "valid_sql", "stopped_at_eos"):
+        row = next(line for line in block.splitlines() if line.lower().startswith(name.split("_")[0]))
+        assert re.findall(r"([\d.]+)%", row) == [f"{100 * score[side][name]:.1f}" for side in ("base", "adapter")]
+
+
+def test_every_stage_is_described() -> None:
+    stages = re.findall(r"^  (\w+):$", (ROOT / "dvc.yaml").read_text(), re.MULTILINE)
+    assert len(stages) == 9
+    for stage in stages:
+        assert f"`{stage}`" in README, stage
