@@ -1,25 +1,26 @@
 # make demo: the whole pipeline on the embedded base model; make test: every check. Both install what they need.
 PYTHON ?= python3
-BIN := $(CURDIR)/.venv/bin
-# A stage's command is `python stages/…`: it must find the environment's python first.
-export PATH := $(BIN):$(PATH)
+# Relative, because the folder's path may hold blanks.
+BIN := .venv/bin
+# A stage's command is `python stages/…`: dvc must find the environment's python first.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test format clean
 
 demo: .venv/installed
-	dvc repro
-	python -m sqlora summary
+	$(BIN)/dvc repro
+	$(BIN)/python -m sqlora summary
 
 test: .venv/installed-dev
-	ruff check .
-	ruff format --check .
-	mypy
-	pytest
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
 
 format: .venv/installed-dev
-	ruff check --fix .
-	ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \
