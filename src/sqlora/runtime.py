@@ -41,6 +41,9 @@ def load_fast_blas() -> Blas:
         return Blas("MLX's reference BLAS", None)
     if "mlx.core" in sys.modules:
         warnings.warn("MLX was imported before sqlora.mlx, so a fast BLAS may not take effect", stacklevel=2)
+    # OpenMP's threads spin while they wait. Two processes that do so on the same cores hold each other up a
+    # hundredfold (0.2 s a step became 23 s); after a short spin they sleep, at no cost to a process alone.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for name, path in _candidates():
         try:
             library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)

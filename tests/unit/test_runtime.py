@@ -39,9 +39,10 @@ def test_mlx_is_imported_only_behind_the_fast_blas(path: Path) -> None:
 
 def diagnose(**environment: str) -> dict[str, object]:
     code = (
-        "import json, sqlora.train.loop\n"
+        "import json, os, sqlora.train.loop\n"
         "from sqlora.doctor import BLAS, matmul_gflops\n"
-        "print(json.dumps({'path': BLAS.path, 'name': BLAS.name, 'speed': matmul_gflops(512, 0.3)}))"
+        "print(json.dumps({'path': BLAS.path, 'name': BLAS.name, 'speed': matmul_gflops(512, 0.3), "
+        "'spin': os.environ.get('GOMP_SPINCOUNT')}))"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
@@ -59,6 +60,8 @@ def test_the_fast_blas_takes_the_place_of_the_reference_blas_whatever_is_importe
     fast, slow = diagnose(), diagnose(SQLORA_BLAS="mlx")
     assert fast["path"] is not None
     assert slow["path"] is None
+    # Without it a second process on the same cores slows both down a hundredfold.
+    assert fast["spin"] == "1000"
     # 20 to 30 times on an idle machine; the same product, one after the other, so noise does not reach three.
     assert float(str(fast["speed"])) > 3 * float(str(slow["speed"]))
 
