@@ -48,8 +48,10 @@ def diagnose() -> tuple[list[tuple[str, str]], list[str]]:
         missing.append(f"{speed:.0f} GFLOP/s is slow even for a CPU: is another process using it?")
     if sys.platform == "linux" and not gpu and shutil.which("nvidia-smi"):
         missing.append("An NVIDIA GPU is there but MLX's CUDA build is not: pip install -r requirements-cuda.txt")
-    if free < 45:
-        missing.append(f"{free:.0f} GB of free disk: enough for the demo, but a Mistral profile needs 45.")
+    if free < 75:
+        missing.append(
+            f"{free:.0f} GB of free disk: enough for the demo, but a Mistral profile needs 75 (45 on APFS or btrfs)."
+        )
     return facts, missing
 
 

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import errno
 import inspect
+import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -38,18 +40,17 @@ def run(work: Callable[[], object]) -> NoReturn:
     except SqloraError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again to go on", status=130)
+        fail("interrupted; nothing was published. Run the same command again: this stage starts over", status=130)
     except ModuleNotFoundError as error:
         fail(
             f"{sys.executable}: found no package {error.name}; expected what requirements.txt lists. "
             "Run `pip install -r requirements.txt` in this environment."
         )
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            fail(f"{error.filename or 'disk'}: found no space left; expected room for the stage's output. Free some.")
-        fail(_unexpected(error))
+        fail(_disk_full(error.filename) if error.errno == errno.ENOSPC else _unexpected(error))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: a user must not see a traceback
-        fail(_unexpected(error))
+        # safetensors and MLX raise errors of their own kind for a full disk.
+        fail(_disk_full() if os.strerror(errno.ENOSPC) in str(error) else _unexpected(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -86,6 +87,14 @@ def _arguments(main: Callable[..., None]) -> dict[str, Any]:
     if check.returncode:
         sys.exit(check.returncode)
     return arguments | read_params(PARAMS_FILE, sections)
+
+
+def _disk_full(file: object = None) -> str:
+    free = shutil.disk_usage(".").free / 1e9
+    return (
+        f"{file or Path.cwd()}: found no space left ({free:.1f} GB free in this folder); expected room for the stage's "
+        "output and for DVC's copy of it. Free some space and run the same command again."
+    )
 
 
 def _unexpected(error: Exception) -> str:

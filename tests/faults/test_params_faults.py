@@ -85,3 +85,23 @@ def test_a_package_that_is_not_installed_is_named(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "requirements.txt" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "error", ["OSError(28, 'No space left on device', 'model')", "RuntimeError('IO: No space left on device')"]
+)
+def test_a_full_disk_is_no_bug(tmp_path: Path, error: str) -> None:
+    done = run(tmp_path, "-c", f"from sqlora.stage import run\ndef work():\n    raise {error}\nrun(work)")
+    assert done.returncode == 1
+    assert "no space left" in done.stderr
+    assert "bug" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unexpected_error_is_one_paragraph_with_the_details_in_a_file(tmp_path: Path) -> None:
+    done = run(tmp_path, "-c", "from sqlora.stage import run\ndef work():\n    return 1 / 0\nrun(work)")
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (tmp_path / ".sqlora" / "crash.txt").read_text()

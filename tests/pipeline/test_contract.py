@@ -18,7 +18,7 @@ STAGES: dict[str, dict[str, Any]] = YAML(typ="safe").load((ROOT / "dvc.yaml").re
 
 
 def script_of(stage: dict[str, Any]) -> str:
-    found = re.match(r"python (stages/\w+\.py)", stage["cmd"])
+    found = re.search(r"\bpython (stages/\w+\.py)", stage["cmd"])
     assert found
     return found.group(1)
 

@@ -100,7 +100,7 @@ def read_scores(path: Path, examples: int) -> Scores:
             path,
             found=f"scores of {size} predictions",
             expected=f"scores of the {examples} test questions in the dataset",
-            next_step="Run dvc repro.",
+            next_step="Run dvc repro at the top of the repository.",
         )
     return Scores(size, {system: _score(path, _object(path, record, system), system) for system in SYSTEMS})
 
@@ -196,7 +196,9 @@ def _cell(where: str, row: dict[str, Any], column: str) -> float | None:
 
 def _unreadable(path: Path, error: Exception, expected: str) -> NoReturn:
     if isinstance(error, FileNotFoundError):
-        raise SqloraError(path, found="no such file", expected=expected, next_step="Run dvc repro.") from None
+        raise SqloraError(
+            path, found="no such file", expected=expected, next_step="Run dvc repro at the top of the repository."
+        ) from None
     _damaged(path, str(error), expected)
 
 

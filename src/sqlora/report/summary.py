@@ -38,7 +38,10 @@ def summarise_run(root: Path) -> str:
     for path in (root / _SCORES, root / _TEST, root / _TABLES, *predictions_files.values()):
         if not path.is_file():
             raise SqloraError(
-                path, found="no such file", expected="the results of a finished run", next_step="Run dvc repro."
+                path,
+                found="no such file",
+                expected="the results of a finished run",
+                next_step="Run dvc repro at the top of the repository.",
             )
     examples = read_examples(root / _TEST)
     scores = read_scores(root / _SCORES, len(examples))
