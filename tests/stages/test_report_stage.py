@@ -149,7 +149,7 @@ def test_summary_before_a_run(tmp_path: Path) -> None:
     result = command(tmp_path, "-m", "sqlora", "summary")
     assert result.returncode == 1
     assert result.stderr.startswith("error: results/score.json: found no such file")
-    assert result.stderr.rstrip().endswith("Run dvc repro.")
+    assert " ".join(result.stderr.split()).endswith("Run dvc repro at the top of the repository.")
 
 
 def test_summary_loads_neither_mlx_nor_matplotlib(run_folder: Path) -> None:

@@ -286,7 +286,7 @@ def test_scores_of_another_split_are_refused(root: Path) -> None:
 
 @pytest.mark.parametrize("read", [read_training, read_parts, read_loss, lambda path: read_scores(path, 1)])
 def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    with pytest.raises(SqloraError, match=r"absent: found no such file; .* Run dvc repro\."):
+    with pytest.raises(SqloraError, match=r"absent: found no such file; .* Run dvc repro at the top"):
         read(tmp_path / "absent")
 
 
@@ -384,5 +384,5 @@ def test_summary_shows_a_right_answer_if_there_is_one(root: Path) -> None:
 )
 def test_summary_of_an_unfinished_run(root: Path, name: str) -> None:
     (root / name).unlink()
-    with pytest.raises(SqloraError, match=rf"{re.escape(name)}: found no such file; .* Run dvc repro\."):
+    with pytest.raises(SqloraError, match=rf"{re.escape(name)}: found no such file; .* Run dvc repro at the top"):
         summarise_run(root)
