@@ -119,8 +119,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(model_folder: Path) -> None:
     model, _ = load_base(model_folder)
     add_lora(model, LORA, seed=1)
     model.model.norm.weight = model.model.norm.weight * math.nan
-    with pytest.raises(SqloraError, match="iteration 1, training examples"):
+    with pytest.raises(SqloraError, match="validation: found a loss of nan"):
         train_adapter(model, examples(), examples(2), TRAIN)
+
+
+def test_a_step_whose_loss_is_not_finite_is_named(model_folder: Path) -> None:
+    model, _ = load_base(model_folder)
+    add_lora(model, LORA, seed=1)
+    with pytest.raises(SqloraError, match=r"at iteration \d+, training examples|validation: found"):
+        train_adapter(model, examples(), examples(2), dataclasses.replace(TRAIN, learning_rate=math.inf))
 
 
 def test_an_adapter_of_another_shape_is_an_error(model_folder: Path, tmp_path: Path) -> None:

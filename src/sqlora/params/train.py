@@ -21,4 +21,4 @@ class TrainParams:
     learning_rate: Annotated[float, Range(above=0, most=1)]
     report_every: Annotated[int, Range(least=1)]
     validate_every: Annotated[int, Range(least=1)]
-    seed: Annotated[int, Range(least=0)]
+    seed: Annotated[int, Range(least=0, most=2**32 - 1)]

@@ -88,6 +88,13 @@ def validation_loss(model: nn.Module, examples: Sequence[Encoded], batch_size: i
         total += _number(completion_loss(model, batch)) * len(batch.targets)
         count += len(batch.targets)
     model.train(training)
+    if not math.isfinite(total):
+        raise SqloraError(
+            "validation",
+            found=f"a loss of {total}",
+            expected="a finite loss",
+            next_step="Lower train.learning_rate or lora.scale; with float16, try convert.dtype bfloat16.",
+        )
     return round(total / count, 4)
 
 
