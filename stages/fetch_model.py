@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlora.fetch import extract, obtain
+from sqlora.fetch.archive import extract
+from sqlora.fetch.source import obtain
 from sqlora.params.model import ModelParams
 from sqlora.publish import publish_folder
 from sqlora.stage import run_stage

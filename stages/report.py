@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from sqlora.params.lora import LoraParams
+from sqlora.params.score import ScoreParams
 from sqlora.params.train import TrainParams
 from sqlora.publish import publish_file
+from sqlora.report.breakdown import read_breakdown
 from sqlora.report.cases import make_cases, spread
+from sqlora.report.dataset import read_parts
 from sqlora.report.page import Run, render_page
-from sqlora.report.results import read_loss, read_parts, read_scores, read_training
-from sqlora.score import read_predictions
+from sqlora.report.results import read_loss, read_scores, read_training
+from sqlora.score.predictions import read_predictions
 from sqlora.stage import run_stage
 from sqlora.text import read_examples
 
@@ -22,12 +25,14 @@ def main(
     base: Path,
     adapter: Path,
     scores: Path,
+    breakdown: Path,
     training: Path,
     loss: Path,
     summary: Path,
     out: Path,
     lora: LoraParams,
     train: TrainParams,
+    score: ScoreParams,
 ) -> None:
     """Write the page `out`; `summary` describes the dataset."""
     examples = read_examples(dataset / "test.jsonl")
@@ -38,9 +43,10 @@ def main(
         training=read_training(training),
         loss=read_loss(loss),
         parts=read_parts(summary),
+        breakdown=read_breakdown(breakdown),
         lora=lora,
         train=train,
-        cases=make_cases(chosen, examples, predictions, dataset / "tables.db"),
+        cases=make_cases(chosen, examples, predictions, dataset / "tables.db", execute_as=score.execute),
     )
     page = render_page(run)
     with publish_file(out) as file:

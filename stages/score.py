@@ -4,30 +4,64 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sqlora.publish import publish_file
-from sqlora.score import ERROR_COLUMNS, error_rows, judge, read_predictions, summarise
+from sqlora.params.score import ScoreParams
+from sqlora.publish import publish_file, publish_folder
+from sqlora.score.judge import judge
+from sqlora.score.lists import CHANGE_COLUMNS, ERROR_COLUMNS, Judged, change_rows, error_rows
+from sqlora.score.official import write_predictions, write_questions
+from sqlora.score.predictions import read_predictions
+from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
 from sqlora.stage import run_stage
 from sqlora.text import read_examples
 
 
-def main(dataset: Path, base: Path, adapter: Path, out: Path, errors: Path) -> None:
-    """Write the scores `out` (JSON) and `errors` (CSV), the questions whose result the adapter got wrong."""
+def main(
+    dataset: Path,
+    base: Path,
+    adapter: Path,
+    out: Path,
+    scores: Path,
+    breakdown: Path,
+    errors: Path,
+    score: ScoreParams,
+) -> None:
+    """Write the folder `out` (official format, changes), `scores` (JSON), `breakdown` and `errors` (CSV)."""
     examples = read_examples(dataset / "test.jsonl")
-    scores: dict[str, object] = {"examples": len(examples)}
     judged = {}
     for name, path in (("base", base), ("adapter", adapter)):
         predictions = read_predictions(path, len(examples))
-        verdicts = judge(examples, predictions, dataset / "tables.db")
-        judged[name] = (predictions, verdicts)
-        scores[name] = summarise(verdicts, predictions)
-    with publish_file(out) as scores_file, publish_file(errors) as errors_file:
-        scores_file.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
-        with open(errors_file, "w", encoding="utf-8", newline="") as handle:
-            writer = csv.writer(handle, lineterminator="\n")
-            writer.writerow(ERROR_COLUMNS)
-            writer.writerows(error_rows(examples, judged["base"], judged["adapter"]))
+        verdicts = judge(examples, predictions, dataset / "tables.db", execute_as=score.execute)
+        judged[name] = Judged(predictions, verdicts)
+    summary = {
+        "examples": len(examples),
+        **{name: summarise(examples, system.predictions, system.verdicts) for name, system in judged.items()},
+        "comparison": compare(judged["base"].verdicts, judged["adapter"].verdicts),
+    }
+    with (
+        publish_folder(out) as folder,
+        publish_file(scores) as scores_file,
+        publish_file(breakdown) as breakdown_file,
+        publish_file(errors) as errors_file,
+    ):
+        write_questions(folder / "test.jsonl", examples)
+        for name, system in judged.items():
+            write_predictions(folder / f"{name}.jsonl", system.verdicts)
+        write_csv(folder / "changes.csv", CHANGE_COLUMNS, change_rows(examples, judged["base"], judged["adapter"]))
+        scores_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        rows = (row for name, system in judged.items() for row in breakdown_rows(name, examples, system.verdicts))
+        write_csv(breakdown_file, BREAKDOWN_COLUMNS, rows)
+        write_csv(errors_file, ERROR_COLUMNS, error_rows(examples, judged["base"], judged["adapter"]))
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a header and rows, as UTF-8."""
+    with open(path, "w", encoding="utf-8", newline="") as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -7,19 +7,26 @@ from pathlib import Path
 
 from sqlora.params.split import SplitParams
 from sqlora.publish import publish_file, publish_folder
-from sqlora.split import describe, draw_split, write_split
+from sqlora.split.describe import describe
+from sqlora.split.draw import draw_split, write_split
 from sqlora.stage import run_stage
+from sqlora.tokenizer import Tokenizer
 
 
-def main(wikisql: Path, out: Path, summary: Path, split: SplitParams) -> None:
-    """Write the dataset folder `out` and its description `summary`."""
+def main(wikisql: Path, model: Path, out: Path, summary: Path, split: SplitParams) -> None:
+    """Write the dataset folder `out` and its description `summary`; `model` is there for its tokenizer."""
+    tokenizer = Tokenizer(model)
     drawn = draw_split(wikisql, split)
-    description = describe(drawn)
     with publish_folder(out) as folder, publish_file(summary) as file:
         write_split(folder, drawn)
-        file.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+        description = describe(drawn, folder / "tables.db", tokenizer)
+        file.write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     for name, part in description.items():
-        print(f"{name}: {part['examples']} examples over {part['tables']} tables")
+        print(
+            f"{name}: {part['examples']:,} examples over {part['tables']:,} tables, "
+            f"{part['tokens']['mean']:g} tokens on average, at most {part['tokens']['max']:,}; "
+            f"{part['degenerate']:,} gold queries return nothing"
+        )
 
 
 if __name__ == "__main__":

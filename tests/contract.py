@@ -22,6 +22,7 @@ def first_party_files(script: Path) -> set[str]:
             continue
         found.add(path)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            waiting += _beside(path, node)
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom) and node.module:
@@ -38,6 +39,14 @@ def first_party_files(script: Path) -> set[str]:
         if data.is_file() and data.suffix != ".py"
     }
     return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def _beside(path: Path, node: ast.AST) -> list[Path]:
+    """The script that a module runs as a process: Path(__file__).with_name("NAME.py")."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "with_name":
+        names = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+        return [path.with_name(str(name)) for name in names if str(name).endswith(".py")]
+    return []
 
 
 def _files(module: str) -> list[Path]:

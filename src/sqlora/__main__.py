@@ -17,6 +17,22 @@ def main() -> int:
     check.add_argument("file", nargs="?", type=Path, default=PARAMS_FILE)
     commands.add_parser("doctor", help="show device, BLAS, speed, memory, versions, and what is missing")
     commands.add_parser("summary", help="show the scores of the last run and three example questions")
+    comparer = commands.add_parser("compare", help="compare the predictions of two git revisions question by question")
+    comparer.add_argument("first", metavar="REV_A", help="branch, tag, commit, experiment, or `workspace`")
+    comparer.add_argument("second", metavar="REV_B", nargs="?", default="workspace", help="the same (workspace)")
+    comparer.add_argument(
+        "--system", choices=["base", "adapter"], default="adapter", help="whose predictions (adapter)"
+    )
+    comparer.add_argument("--list", type=int, default=3, metavar="N", help="questions to show of each change (3)")
+    comparer.add_argument("--json", action="store_true", help="print everything as JSON")
+    importer = commands.add_parser("import-csv", help="turn CSV tables and questions about them into data.source")
+    importer.add_argument("tables", type=Path, metavar="TABLES_FOLDER", help="of NAME.csv files")
+    importer.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl", help="see docs/guides/own-data.md")
+    importer.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="what data.source will name")
+    importer.add_argument("--shares", default="80,10,10", help="of train, dev and test, in questions (80,10,10)")
+    importer.add_argument("--seed", type=int, default=1, help="of the choice of tables for each part (1)")
+    importer.add_argument("--text", action="append", default=[], metavar="COLUMN", help="text, whatever it looks like")
+    importer.add_argument("--delimiter", choices=["comma", "semicolon", "tab"], help="found out if not given")
     arguments = parser.parse_args()
     # Each command imports what it needs: `check` starts in a tenth of a second because it loads no MLX.
     if arguments.command == "check":
@@ -31,6 +47,14 @@ def main() -> int:
         from sqlora.report.summary import print_summary
 
         print_summary(Path())
+    elif arguments.command == "compare":
+        from sqlora.report.comparison import print_comparison
+
+        print_comparison(Path(), arguments)
+    elif arguments.command == "import-csv":
+        from sqlora.import_csv.command import run as run_import
+
+        return run_import(arguments)
     return 0
 
 

@@ -40,7 +40,10 @@ def run(work: Callable[[], object]) -> NoReturn:
     except SqloraError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("interrupted before the stage finished; run the same command again: it starts over", status=130)
+        fail(
+            "interrupted before the stage finished; run the same command again: it starts over (a download goes on)",
+            status=130,
+        )
     except ModuleNotFoundError as error:
         fail(
             f"{sys.executable}: found no package {error.name}; expected what requirements.txt lists. "

@@ -12,7 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 REPOSITORY = Path(__file__).parents[2]
-SPLIT = {"train_size": 6, "valid_size": 2, "test_size": 3, "sampling": "tables", "seed": 1}
+SPLIT = {"train_size": 6, "valid_size": 2, "test_size": 3, "sampling": "tables", "drop_degenerate": False, "seed": 1}
 
 
 def stage(name: str, folder: Path, **paths: str) -> subprocess.CompletedProcess[str]:
@@ -22,20 +22,24 @@ def stage(name: str, folder: Path, **paths: str) -> subprocess.CompletedProcess[
 
 
 def split(folder: Path) -> subprocess.CompletedProcess[str]:
-    return stage("split", folder, wikisql="wikisql", out="artifacts/dataset", summary="results/dataset.json")
+    paths = {"wikisql": "wikisql", "model": "model", "out": "artifacts/dataset", "summary": "results/dataset.json"}
+    return stage("split", folder, **paths)
 
 
 def score(folder: Path) -> subprocess.CompletedProcess[str]:
-    paths = {"base": "base.jsonl", "adapter": "adapter.jsonl", "out": "results/score.json"}
-    return stage("score", folder, dataset="artifacts/dataset", errors="results/errors.csv", **paths)
+    paths = {"base": "base.jsonl", "adapter": "adapter.jsonl", "out": "artifacts/scores"}
+    results = {"scores": "score.json", "breakdown": "breakdown.csv", "errors": "errors.csv"}
+    paths |= {option: f"results/{name}" for option, name in results.items()}
+    return stage("score", folder, dataset="artifacts/dataset", **paths)
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path: Path, model_folder: Path) -> Path:
     """A folder with params.yaml and a small wikisql/ of 4 tables and 8 questions in each part."""
     params = YAML(typ="safe", pure=True).load(REPOSITORY / "params.yaml")
     params["split"] |= SPLIT
     (tmp_path / "params.yaml").write_text(json.dumps(params))  # JSON is YAML
+    (tmp_path / "model").symlink_to(model_folder)
     (tmp_path / "wikisql").mkdir()
     for part in ("train", "dev", "test"):
         tables, questions = [], []
@@ -92,12 +96,15 @@ def test_split_and_score_run_on_good_data(scored_folder: Path) -> None:
     written = json.loads((scored_folder / "results/score.json").read_text())
     shares = {"execution_accuracy", "logical_form_accuracy", "valid_sql", "stopped_at_eos"}
     assert written["examples"] == 3
-    assert set(written["base"]) == set(written["adapter"]) == shares | {"outcomes"}
+    assert set(written) == {"examples", "base", "adapter", "comparison"}
+    assert shares <= set(written["base"]) == set(written["adapter"])
     assert written["base"]["outcomes"] == {"bad_syntax": 3}
     assert {written["adapter"][share] for share in shares} == {1.0}
-    assert (scored_folder / "results/errors.csv").read_text().splitlines()[1:] == []
+    rows = (scored_folder / "results/errors.csv").read_text().splitlines()[1:]
+    assert [",bad_syntax," in row for row in rows] == [True] * 3  # examples of what the base model alone did
     expected = ["dataset/tables.db", "dataset/test.jsonl", "dataset/train.jsonl", "dataset/valid.jsonl"]
-    results = ["results/dataset.json", "results/errors.csv", "results/score.json"]
+    expected += [f"scores/{name}" for name in ("adapter.jsonl", "base.jsonl", "changes.csv", "test.jsonl")]
+    results = [f"results/{name}" for name in ("breakdown.csv", "dataset.json", "errors.csv", "score.json")]
     assert leftovers(scored_folder) == [f"artifacts/{name}" for name in expected] + results
 
 
@@ -170,7 +177,7 @@ def test_damaged_predictions(
 def test_a_database_that_is_gone_or_another(scored_folder: Path) -> None:
     db = scored_folder / "artifacts/dataset/tables.db"
     db.write_bytes(b"SQLite format 4" * 100)
-    assert_fails(score(scored_folder), "tables.db", "not a database")
+    assert_fails(score(scored_folder), "tables.db", "a file of another kind")
     db.unlink()
     assert_fails(score(scored_folder), "tables.db", "no such file")
     assert not db.exists()

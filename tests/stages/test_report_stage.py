@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from sqlora.jsonl import write_jsonl
-from sqlora.split import Split, describe, write_split
+from sqlora.split.describe import describe
+from sqlora.split.draw import Split, write_split
 from sqlora.text import Example
+from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.layout import LogicalForm, Table
 
 REPOSITORY = Path(__file__).parents[2]
@@ -56,6 +58,7 @@ def report(folder: Path) -> subprocess.CompletedProcess[str]:
         folder,
         "report",
         scores="results/score.json",
+        breakdown="results/breakdown.csv",
         training="results/training.json",
         loss="results/loss.csv",
         summary="results/dataset.json",
@@ -64,7 +67,7 @@ def report(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path) -> Path:
+def run_folder(tmp_path: Path, model_folder: Path) -> Path:
     """A folder as it is before the report stage: 24 questions, the adapter right on the first half."""
     examples = [
         Example(TABLE.id, f"Who wears {number}?", TABLE.header, TABLE.types, LogicalForm(1, 0, ((0, 0, number),)))
@@ -74,7 +77,8 @@ def run_folder(tmp_path: Path) -> Path:
     for folder in ("artifacts/dataset", "artifacts/predictions", "results"):
         (tmp_path / folder).mkdir(parents=True)
     write_split(tmp_path / "artifacts/dataset", split)
-    (tmp_path / "results/dataset.json").write_text(json.dumps(describe(split)))
+    description = describe(split, tmp_path / "artifacts/dataset/tables.db", Tokenizer(model_folder))
+    (tmp_path / "results/dataset.json").write_text(json.dumps(description))
     for name in ("base", "adapter"):
         write_jsonl(
             tmp_path / PATHS[name],
@@ -92,7 +96,15 @@ def run_folder(tmp_path: Path) -> Path:
     header = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
     (tmp_path / "results/loss.csv").write_text(f"{header}\n0,,5.0,,0.4\n20,0.5,0.6,900.0,0.8\n")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    scored = stage(tmp_path, "score", out="results/score.json", errors="results/errors.csv")
+    results = {name: f"results/{name}" for name in ("score.json", "breakdown.csv", "errors.csv")}
+    scored = stage(
+        tmp_path,
+        "score",
+        out="artifacts/scores",
+        scores=results["score.json"],
+        breakdown=results["breakdown.csv"],
+        errors=results["errors.csv"],
+    )
     assert scored.returncode == 0, scored.stderr
     return tmp_path
 

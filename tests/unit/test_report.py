@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from contract import ROOT
 
 from sqlora.errors import SqloraError
 from sqlora.jsonl import write_jsonl
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.report.breakdown import read_breakdown
 from sqlora.report.cases import OUTCOMES, make_cases, spread, visible
 from sqlora.report.curve import draw_loss
-from sqlora.report.page import Run, render_page
-from sqlora.report.results import LossPoint, Part, read_loss, read_parts, read_scores, read_training
+from sqlora.report.dataset import read_parts
+from sqlora.report.page import DISAGREEMENTS, Run, render_page
+from sqlora.report.results import MEASURES, STRICT, LossPoint, read_loss, read_scores, read_training
 from sqlora.report.summary import WIDTH, summarise_run
-from sqlora.score import Outcome, Prediction, judge, read_predictions, summarise
+from sqlora.score.components import COMPONENTS
+from sqlora.score.judge import Disagreement, Outcome, judge
+from sqlora.score.predictions import Prediction, read_predictions
+from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
 from sqlora.sql.execute import build_database
 from sqlora.text import Example, render_sql, write_examples
 from sqlora.wikisql.layout import LogicalForm, Table
@@ -40,6 +47,29 @@ TRAINING = {
     "trainable_parameters": 1_703_936,
     "total_parameters": 7_241_732_096,
 }
+PART = {
+    "examples": 1000,
+    "tables": 250,
+    "aggregates": {"none": 700, "MAX": 0, "COUNT": 300},
+    "conditions": {"1": 990, "2": 10},
+    "tokens": {"mean": 97.5, "median": 95, "p95": 131, "max": 1234},
+    "completion_tokens": {"mean": 31.5, "median": 30, "p95": 50, "max": 77},
+    "degenerate": 80,
+    "duplicates": 0,
+    "values_in_question": 0.98,
+    "questions_without_value": 20,
+    "questions_in_train": 3,
+}
+_SHARES = dict.fromkeys((*MEASURES, *STRICT.values()), 0.2)
+_SYSTEM = _SHARES | {
+    "components": dict.fromkeys(COMPONENTS, 0.2),
+    "intervals": {key: [0.1, 0.3] for key in (*_SHARES, *COMPONENTS)} | {"valid_sql": [0.1, 0.4]},
+    "outcomes": {"ok": 1},
+    "disagreements": {},
+}
+_CHANGE = {"both_right": 0, "fixed": 1, "broken": 0, "both_wrong": 0}
+_CHANGE |= {"difference": 0.1, "interval": [0.0, 0.2], "p_value": 0.5}
+SCORES = json.dumps({"examples": 1, "base": _SYSTEM, "adapter": _SYSTEM, "comparison": {"execution": _CHANGE}})
 LOSS_HEADER = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
 
 
@@ -85,6 +115,8 @@ def write_run(root: Path, examples: list[Example], answers: dict[str, list[Predi
     write_examples(dataset / "test.jsonl", examples)
     build_database(dataset / "tables.db", [table(example, index) for index, example in enumerate(examples)])
     scores: dict[str, object] = {"examples": len(examples)}
+    verdicts = {}
+    breakdown: list[Sequence[object]] = [BREAKDOWN_COLUMNS]
     for system, predictions in answers.items():
         write_jsonl(
             root / f"artifacts/predictions/{system}.jsonl",
@@ -93,9 +125,15 @@ def write_run(root: Path, examples: list[Example], answers: dict[str, list[Predi
                 for index, one in enumerate(predictions)
             ),
         )
-        scores[system] = summarise(judge(examples, predictions, dataset / "tables.db"), predictions)
+        verdicts[system] = judge(examples, predictions, dataset / "tables.db")
+        scores[system] = summarise(examples, predictions, verdicts[system])
+        breakdown += breakdown_rows(system, examples, verdicts[system])
+    scores["comparison"] = compare(verdicts["base"], verdicts["adapter"])
+    (root / "results/breakdown.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in breakdown))
+    (root / "results/dataset.json").write_text(json.dumps(dict.fromkeys(("train", "valid", "test"), PART)))
     (root / "results/score.json").write_text(json.dumps(scores))
     (root / "results/training.json").write_text(json.dumps(TRAINING))
+    shutil.copy(ROOT / "params.yaml", root)
     (root / "results/loss.csv").write_text(
         f"{LOSS_HEADER}\n0,,5.2134,,0.4\n10,4.5,,900.0,0.8\n500,0.2131,0.2519,910.0,0.8\n"
     )
@@ -110,10 +148,13 @@ def load(root: Path) -> Run:
         scores=read_scores(root / "results/score.json", EXAMPLES),
         training=read_training(root / "results/training.json"),
         loss=read_loss(root / "results/loss.csv"),
-        parts={"train": Part(1000, 250), "valid": Part(100, 1), "test": Part(EXAMPLES, 40)},
+        parts=read_parts(root / "results/dataset.json"),
+        breakdown=read_breakdown(root / "results/breakdown.csv"),
         lora=LORA,
         train=TRAIN,
-        cases=make_cases(spread(EXAMPLES, 20), examples, predictions, root / "artifacts/dataset/tables.db"),
+        cases=make_cases(
+            spread(EXAMPLES, 20), examples, predictions, root / "artifacts/dataset/tables.db", execute_as="form"
+        ),
     )
 
 
@@ -214,14 +255,20 @@ def test_excerpt_holds_rows_that_the_gold_query_reads(root: Path) -> None:
 def test_scores_and_facts(root: Path) -> None:
     page = Page(render_page(load(root)))
     assert "Execution accuracy 0.0% → 51.2%" in page.text  # 22 of 43
-    assert "Execution accuracy 0.0% 0 of 43 51.2% 22 of 43" in page.text
-    assert "Valid SQL 0.0% 0 of 43 67.4% 29 of 43" in page.text
-    assert "Stopped at EOS 2.3% 1 of 43 83.7% 36 of 43" in page.text
+    none = "0.0% 0 of 43 95% interval 0.0 to 8.2%"
+    assert f"Execution accuracy {none} 51.2% 22 of 43 95% interval 36.8 to 65.4%" in page.text
+    assert f"Valid SQL {none} 67.4% 29 of 43 95% interval" in page.text
+    assert "Stopped at EOS 2.3% 1 of 43 95% interval 0.4 to 12.1% 83.7% 36 of 43" in page.text
+    assert "+51.2 points (95% interval" in page.text
+    assert "22 fixed, 0 broken, 0 right with both, 21 wrong with both; p < 0.001 by McNemar's exact test" in page.text
+    assert "agree with them on every answer" in page.text
+    assert re.search(r"Selected column 0\.0% 0\.0 to 8\.2% 67\.4%", page.text)
+    assert re.search(r"Number of conditions Questions Base Adapter 2 43 0\.0% 0\.0 to 8\.2% 51\.2%", page.text)
+    assert "Gold queries that return nothing 80 (8.0%) 80 (8.0%) 80 (8.0%)" in page.text
+    assert "Aggregates none: 70%, COUNT: 30%" in page.text
     assert re.search(r"no_stop went on [\w ]+ 42 7 ", page.text)
     assert re.search(r"wrong_table asks another table 0 7 ", page.text)
     for fact in (
-        "1,000 over 250 tables",
-        "100 over 1 table",
         "rank 16 on q_proj, v_proj of the top 8 layers",
         "500 of batch 4, learning rate 0.002",
         "0.252 from 5.213 before training",
@@ -230,6 +277,25 @@ def test_scores_and_facts(root: Path) -> None:
         "0.83 GB",
     ):
         assert fact in page.text
+
+
+def test_disagreements_with_the_official_evaluator_are_explained(root: Path) -> None:
+    scores = json.loads((root / "results/score.json").read_text())
+    scores["adapter"] |= {"strict_execution_accuracy": 0.5349, "disagreements": {"row_order": 1, "number_form": 2}}
+    (root / "results/score.json").write_text(json.dumps(scores))
+    text = Page(render_page(load(root))).text
+    assert "give 0.0% and 53.5% for execution accuracy (base and adapter), 0.0% and 51.2% for logical-form" in text
+    assert "Adapter: 1 answer with the same rows in another order" in text
+    assert "Adapter: 2 answers with the same number written in another way" in text
+
+
+def test_every_disagreement_has_an_explanation() -> None:
+    assert set(DISAGREEMENTS) == set(typing.get_args(Disagreement))
+
+
+def test_a_reading_of_good_scores_is_possible_at_all(tmp_path: Path) -> None:
+    (tmp_path / "score.json").write_text(SCORES)
+    assert read_scores(tmp_path / "score.json", 1).systems["base"].intervals["valid_sql"] == (0.1, 0.4)
 
 
 def test_equal_inputs_give_equal_bytes(root: Path) -> None:
@@ -299,9 +365,15 @@ def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object])
         (read_training, json.dumps(TRAINING | {"iterations": True}), "iterations True"),
         (read_training, json.dumps(TRAINING | {"final_train_loss": float("nan")}), "final_train_loss nan"),
         (read_training, json.dumps({k: v for k, v in TRAINING.items() if k != "peak_memory_gb"}), "no key peak_memory"),
-        (read_parts, '{"train": {"examples": 1, "tables": 1}}', "no key valid"),
+        (read_parts, '{"train": {"examples": 1, "tables": 1}}', "no key train.degenerate"),
         (read_parts, '{"train": {"examples": 1}, "valid": {}, "test": {}}', "no key train.tables"),
+        (read_parts, json.dumps({"train": PART}), "no key valid"),
+        (read_parts, json.dumps({"train": PART | {"tokens": {"mean": "x"}}}), "train.tokens.mean 'x'"),
+        (read_breakdown, "", "rows for nothing"),
+        (read_breakdown, "system,breakdown,group\nbase,aggregate,none\n", "'group': 'none'"),
         (lambda path: read_scores(path, 1), '{"examples": 1, "base": {}}', "no key base"),
+        (lambda path: read_scores(path, 1), SCORES.replace("[0.1, 0.4]", "[0.1]"), "intervals.valid_sql [0.1]"),
+        (lambda path: read_scores(path, 1), SCORES.replace('"fixed": 1', '"fixed": "1"'), "comparison.execution.fixed"),
         (read_loss, LOSS_HEADER + "\n", "no row"),
         (read_loss, LOSS_HEADER + "\n1,x,,,\n", "train_loss 'x'"),
         (read_loss, LOSS_HEADER + "\n1,nan,,,\n", "train_loss 'nan'"),

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
+from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sqlora.errors import SqloraError
 from sqlora.params.split import SplitParams
-from sqlora.split import Split, describe, draw_split, spread_over_tables, write_split
+from sqlora.split.describe import describe
+from sqlora.split.draw import Split, draw_split, write_split
+from sqlora.split.order import spread_over_tables
 from sqlora.text import read_examples
+from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.layout import LogicalForm, Question
 
-PARAMS = SplitParams(train_size=12, valid_size=4, test_size=6, sampling="tables", seed=1)
-PINNED = [7, 9, 2, 0, 3, 1, 6, 4, 5, 8]
+PARAMS = SplitParams(train_size=12, valid_size=4, test_size=6, sampling="tables", drop_degenerate=False, seed=1)
+PINNED = [7, 5, 6, 0, 3, 9, 2, 4, 1, 8]
 TABLES = {"train": 10, "dev": 4, "test": 5}
 
 
@@ -74,7 +80,7 @@ def test_the_seed_decides(wikisql: Path) -> None:
 
 def test_the_draw_is_the_same_everywhere() -> None:
     # Whoever changes this order changes every score that was ever measured on a sample.
-    questions = [Question(f"t{n % 4}", f"q{n}", LogicalForm(0, 0, ())) for n in range(10)]
+    questions = [Question(f"t{n % 4}", f"q{n}", LogicalForm(0, n % 3 // 2, ())) for n in range(10)]
     assert list(spread_over_tables(questions, 1)) == PINNED
     assert sorted(PINNED) == list(range(10))
 
@@ -120,17 +126,92 @@ def test_what_is_written(wikisql: Path, tmp_path: Path) -> None:
     assert len(names) == 10 + 4 + 5
 
 
-def test_description(wikisql: Path) -> None:
+def describe_all(wikisql: Path, tmp_path: Path, model: Path, params: SplitParams) -> dict[str, Any]:
+    split = draw_split(wikisql, params)
+    folder = tmp_path / f"dataset-{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    write_split(folder, split)
+    return describe(split, folder / "tables.db", Tokenizer(model))
+
+
+def test_description(wikisql: Path, tmp_path: Path, model_folder: Path) -> None:
     everything = replace(PARAMS, train_size=50, sampling="first")
-    described = describe(draw_split(wikisql, everything))
+    described = describe_all(wikisql, tmp_path, model_folder, everything)
     assert list(described) == ["train", "valid", "test"]
+    tokens = described["train"].pop("tokens")
+    completion = described["train"].pop("completion_tokens")
     assert described["train"] == {
         "examples": 50,
         "tables": 10,
         "aggregates": {"none": 10, "MAX": 10, "MIN": 10, "COUNT": 10, "SUM": 10, "AVG": 0},
         "conditions": {"0": 10, "1": 40},
+        "degenerate": 10,  # nobody wears 4
+        "duplicates": 0,
         "values_in_question": 1.0,
+        "questions_without_value": 0,
+        "questions_in_train": 0,
     }
+    # All parts ask the same questions under the same header.
+    assert described["test"]["questions_in_train"] == 6
+    encoded = [
+        Tokenizer(model_folder).encode_example(example.prompt, example.completion)
+        for example in draw_split(wikisql, everything).examples["train"]
+    ]
+    lengths = sorted(len(example.tokens) for example in encoded)
+    assert tokens == {
+        "mean": round(sum(lengths) / 50, 1),
+        "median": lengths[24],
+        "p95": lengths[47],
+        "max": lengths[-1],
+    }
+    assert completion["max"] == max(len(example.tokens) - example.prompt_tokens for example in encoded)
     text = (wikisql / "train.jsonl").read_text().replace("Who wears 1?", "Who wears one?")
-    (wikisql / "train.jsonl").write_text(text)
-    assert describe(draw_split(wikisql, everything))["train"]["values_in_question"] == 0.75
+    (wikisql / "train.jsonl").write_text(text.replace("Who wears 3?", "Who wears 2?"))
+    changed = describe_all(wikisql, tmp_path, model_folder, everything)["train"]
+    assert changed["values_in_question"] == 0.5
+    assert changed["questions_without_value"] == 20
+    assert changed["duplicates"] == 10
+
+
+def test_degenerate_questions_can_be_kept_out_of_the_test_split(
+    wikisql: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    whole = replace(PARAMS, train_size=None, valid_size=None, test_size=None)
+    kept = describe_all(wikisql, tmp_path, model_folder, whole)
+    assert {name: part["examples"] for name, part in kept.items()} == {"train": 50, "valid": 20, "test": 25}
+    assert {name: part["degenerate"] for name, part in kept.items()} == {"train": 10, "valid": 4, "test": 5}
+    dropped = describe_all(wikisql, tmp_path, model_folder, replace(whole, drop_degenerate=True))
+    assert {name: part["examples"] for name, part in dropped.items()} == {"train": 50, "valid": 20, "test": 20}
+    assert dropped["test"]["degenerate"] == 0
+    with pytest.raises(SqloraError, match=r"20 questions that are not degenerate \(5 are dropped\).*at least the 21"):
+        draw_split(wikisql, replace(whole, drop_degenerate=True, test_size=21))
+
+
+def test_a_gold_query_that_fails(wikisql: Path, tmp_path: Path, model_folder: Path) -> None:
+    for part in ("train", "test"):
+        lines = (wikisql / f"{part}.jsonl").read_text().splitlines(keepends=True)
+        lines[1] = lines[1].replace("[[0, 0, 1]]", '[[0, 0, "seven"]]')
+        (wikisql / f"{part}.jsonl").write_text("".join(lines))
+    whole = replace(PARAMS, train_size=None, test_size=None)
+    with pytest.raises(SqloraError, match=r"table 1-test-0: found a gold query that fails \(bad_value\)"):
+        describe_all(wikisql, tmp_path, model_folder, whole)
+    described = describe_all(wikisql, tmp_path, model_folder, replace(whole, drop_degenerate=True))
+    assert described["train"]["degenerate"] == 11
+    assert described["test"]["examples"] == 19
+
+
+def test_every_beginning_of_the_order_has_the_strata_of_the_whole() -> None:
+    rng = random.Random(1)
+    shares = {(0, 1): 600, (3, 1): 150, (0, 2): 200, (5, 0): 50}
+    strata = rng.choices(list(shares), list(shares.values()), k=6000)
+    questions = [
+        Question(f"t{rng.randrange(2000)}", f"q{number}", LogicalForm(0, agg, ((0, 0, 1),) * conds))
+        for number, (agg, conds) in enumerate(strata)
+    ]
+    order = spread_over_tables(questions, 1)
+    for size in (100, 500, 1000):
+        drawn = Counter(strata[index] for index in order[:size])
+        for stratum in shares:
+            # A random draw of 1,000 misses by 1 to 2 points.
+            assert abs(drawn[stratum] / size - strata.count(stratum) / 6000) < 0.012, (size, stratum)
+        assert len({questions[index].table_id for index in order[:size]}) == size

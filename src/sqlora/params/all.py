@@ -11,6 +11,7 @@ from sqlora.params.generate import GenerateParams
 from sqlora.params.lora import LoraParams
 from sqlora.params.model import ModelParams
 from sqlora.params.reader import read_params
+from sqlora.params.score import ScoreParams
 from sqlora.params.split import SplitParams
 from sqlora.params.train import TrainParams
 
@@ -22,6 +23,7 @@ SECTIONS: dict[str, type] = {
     "lora": LoraParams,
     "train": TrainParams,
     "generate": GenerateParams,
+    "score": ScoreParams,
 }
 
 

@@ -12,7 +12,7 @@ from sqlora.params.reader import Range
 class DataParams:
     """source: `demo`, a path to a tarball or folder in WikiSQL's layout, or an http(s) URL of such a tarball.
 
-    checksum: `md5:…`, `sha1:…` or `sha256:…` of the tarball, or null for no check.
+    checksum: `md5:…`, `sha1:…`, `sha256:…` or `gitblob:…` of the tarball, or null for no check.
     demo_seed: what the demo data is generated from; other sources ignore it.
     """
 

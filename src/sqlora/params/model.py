@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class ModelParams:
     """source: `demo`, a path to a Mistral-format tar or folder, or an http(s) URL of such a tar.
 
-    checksum: `md5:…`, `sha1:…` or `sha256:…` of the tar, or null for no check.
+    checksum: `md5:…`, `sha1:…`, `sha256:…` or `gitblob:…` of the tar, or null for no check.
     """
 
     source: str

@@ -8,23 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlora.score import Prediction, Verdict, judge, shorten
+from sqlora.score.judge import Verdict, judge, shorten
+from sqlora.score.predictions import Prediction
 from sqlora.sql.execute import Runner, execute, open_database
-from sqlora.text import Example, render_sql, render_value
+from sqlora.text import Example, render_sql
 from sqlora.wikisql.form import LogicalForm
 
-# Every outcome of sqlora.score, and what it means.
+# Every outcome of sqlora.score.judge, and what it means.
 OUTCOMES = {
     "ok": "valid SQL that ran; right if it returned what the gold SQL returns",
     "no_stop": "went on until the token limit instead of ending in EOS",
     "empty": "wrote nothing",
     "bad_syntax": "is no query of the text format",
+    "unsupported": "is SQL beyond one column, one aggregate and conditions joined by AND",
     "unknown_column": "names a column that the table does not have",
     "wrong_table": "asks another table",
     "bad_value": "compares a number column with a text without a number",
-    "timeout": "ran for too long",
+    "timeout": "ran for more than a second of computing time",
     "too_many_rows": "returned too many rows",
     "sql_error": "was refused by SQLite",
+    "refused": "wants what the sandbox forbids",
+    "too_large": "returned or needed too much",
+    "worker_died": "ended the process that ran it",
 }
 
 _EXCERPT_ROWS = 4
@@ -68,7 +73,12 @@ def spread(size: int, count: int) -> list[int]:
 
 
 def make_cases(
-    chosen: Sequence[int], examples: Sequence[Example], predictions: Mapping[str, Sequence[Prediction]], db: Path
+    chosen: Sequence[int],
+    examples: Sequence[Example],
+    predictions: Mapping[str, Sequence[Prediction]],
+    db: Path,
+    *,
+    execute_as: str,
 ) -> list[Case]:
     """Judge the chosen questions and gather what is to be shown of them.
 
@@ -76,9 +86,13 @@ def make_cases(
         chosen: indices into `examples`.
         predictions: system -> predictions, in the order of `examples`.
         db: tables.db of the dataset.
+        execute_as: score.execute of params.yaml.
     """
     picked = [examples[index] for index in chosen]
-    judged = {system: judge(picked, [every[index] for index in chosen], db) for system, every in predictions.items()}
+    judged = {
+        system: judge(picked, [every[index] for index in chosen], db, execute_as=execute_as)
+        for system, every in predictions.items()
+    }
     cases = []
     with open_database(db) as runner:
         for position, (index, example) in enumerate(zip(chosen, picked, strict=True)):
@@ -155,5 +169,7 @@ def _rows(example: Example, form: LogicalForm, runner: Runner) -> list[tuple[Any
 def _cell(value: Any) -> str:
     if value is None:
         return "NULL"
-    text = render_value(value)
+    # SQLite returns 7.0 for a 7 in a real column. From 1e16 on a float no longer tells all whole numbers apart.
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e16
+    text = str(int(value)) if whole else str(value)
     return text if len(text) <= _CELL_WIDTH else text[: _CELL_WIDTH - 1] + "…"

@@ -11,9 +11,12 @@ from markupsafe import Markup
 
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.report.breakdown import TITLES, Group
 from sqlora.report.cases import OUTCOMES, Case, visible
 from sqlora.report.curve import draw_loss
-from sqlora.report.results import MEASURES, SYSTEMS, LossPoint, Part, Scores, Training
+from sqlora.report.dataset import SPLITS, Part, rows
+from sqlora.report.results import MEASURES, STRICT, SYSTEMS, LossPoint, Scores, Training
+from sqlora.score.components import COMPONENTS
 
 _TEMPLATE, _STYLES = "report.html.jinja", "report.css"  # package data, beside this file
 
@@ -26,6 +29,7 @@ class Run:
     training: Training
     loss: Sequence[LossPoint]
     parts: Mapping[str, Part]
+    breakdown: Mapping[str, Sequence[Group]]
     lora: LoraParams
     train: TrainParams
     cases: Sequence[Case]
@@ -43,11 +47,49 @@ def render_page(run: Run) -> str:
         run=run,
         scores=run.scores,
         measures=MEASURES,
+        strict=STRICT,
         systems=SYSTEMS,
+        components={name: name.replace("_", " ").capitalize() for name in COMPONENTS},
+        verdict=_verdict(run.scores),
+        disagreements=_disagreements(run.scores),
+        titles=TITLES,
         outcomes=_outcomes(run.scores),
+        splits=SPLITS,
+        dataset=rows(run.parts),
         facts=_facts(run),
         **trusted,
     )
+
+
+def _verdict(scores: Scores) -> str:
+    """Whether what the adapter changed is more than chance."""
+    change = scores.change
+    low, high = (f"{100 * bound:+.1f}" for bound in change.interval)
+    p = "p < 0.001" if change.p_value < 0.001 else f"p = {change.p_value:.3f}"
+    if not change.fixed + change.broken:
+        return "The adapter changed no answer from wrong to right or back."
+    word = "more than chance explains" if change.p_value < 0.05 else "may well be chance"
+    return (
+        f"{100 * change.difference:+.1f} points (95% interval {low} to {high}): {change.fixed:,} fixed, "
+        f"{change.broken:,} broken, {change.both_right:,} right with both, {change.both_wrong:,} wrong with both; "
+        f"{p} by McNemar's exact test, {word}."
+    )
+
+
+DISAGREEMENTS = {
+    "number_form": "the same number written in another way (7 and 7.0), which the official evaluator takes for two",
+    "row_order": "the same rows in another order, which the official evaluator takes for another result",
+    "overwritten_condition": "two conditions on one column, both of which get the last value in the official evaluator",
+}
+
+
+def _disagreements(scores: Scores) -> list[str]:
+    """A sentence for each system and reason for which official and strict measures differ."""
+    return [
+        f"{system.capitalize()}: {count:,} answer{'s' * (count != 1)} with {DISAGREEMENTS.get(why, why)}."
+        for system in SYSTEMS
+        for why, count in scores.systems[system].disagreements.items()
+    ]
 
 
 def _outcomes(scores: Scores) -> list[tuple[str, str, list[int]]]:
@@ -65,12 +107,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     training, lora, train = run.training, run.lora, run.train
     layers = f"top {lora.layers} layers" if lora.layers > 1 else "top layer"
     share = training.trainable_parameters / training.total_parameters if training.total_parameters else 0.0
-    names = {"train": "Training examples", "valid": "Validation examples", "test": "Test questions"}
     return [
-        *(
-            (names[name], f"{part.examples:,}", f"over {part.tables:,} table{'s' * (part.tables != 1)}")
-            for name, part in run.parts.items()
-        ),
         ("Adapter", f"rank {lora.rank}", f"on {', '.join(lora.targets)} of the {layers}"),
         (
             "Iterations",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlora.errors import SqloraError
+from sqlora.report.reading import damaged, read_counts, read_json, read_number, read_object, unreadable
+from sqlora.score.components import COMPONENTS
 
 SYSTEMS = ("base", "adapter")
 # Measures of score.json -> what people call them, in the order in which they are shown.
@@ -20,25 +21,45 @@ MEASURES = {
     "valid_sql": "Valid SQL",
     "stopped_at_eos": "Stopped at EOS",
 }
+STRICT = {"execution_accuracy": "strict_execution_accuracy", "logical_form_accuracy": "strict_logical_form_accuracy"}
 
-_AGAIN = "Delete the file and run dvc repro."
 _EXACT = 10_000  # up to so many examples a share of four decimals belongs to one count only
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """shares: key of MEASURES -> share from 0 to 1; outcomes: name -> how many predictions had it."""
+    """One system's scores.
+
+    shares: name of a measure or component -> share from 0 to 1; intervals: the same -> its 95% interval.
+    outcomes: name -> how many predictions had it; disagreements: why official and strict measures differ -> how often.
+    """
 
     shares: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]]
     outcomes: Mapping[str, int]
+    disagreements: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Base and adapter on the same questions; difference: of the shares, with its 95% interval; p_value: McNemar's."""
+
+    both_right: int
+    fixed: int
+    broken: int
+    both_wrong: int
+    difference: float
+    interval: tuple[float, float]
+    p_value: float
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """examples: size of the test split; systems: `base` and `adapter` -> score."""
+    """examples: size of the test split; systems: `base` and `adapter` -> score; change: by execution accuracy."""
 
     examples: int
     systems: Mapping[str, Score]
+    change: Change
 
     def percent(self, system: str, measure: str) -> str:
         """Such as `74.8%`; 0.0% and 100.0% are never the result of rounding."""
@@ -46,6 +67,11 @@ class Scores:
         if 0 < share < 0.0005:
             return "<0.1%"
         return ">99.9%" if 0.9995 <= share < 1 else f"{share:.1%}"
+
+    def interval(self, system: str, measure: str) -> str:
+        """Such as `71.9 to 81.4%`."""
+        low, high = self.systems[system].intervals[measure]
+        return f"{100 * low:.1f} to {100 * high:.1f}%"
 
     def count(self, system: str, measure: str) -> str:
         """How many predictions; marked as about so many where the rounded share leaves that open."""
@@ -76,14 +102,6 @@ class LossPoint:
     valid: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """How many examples a split has, over how many tables."""
-
-    examples: int
-    tables: int
-
-
 def read_scores(path: Path, examples: int) -> Scores:
     """Read results/score.json.
 
@@ -93,8 +111,8 @@ def read_scores(path: Path, examples: int) -> Scores:
     Raises:
         SqloraError: no such file, a key that is missing or no number, or scores of another split.
     """
-    record = _read_json(path)
-    size = int(_number(path, record, "examples"))
+    record = read_json(path)
+    size = int(read_number(path, record, "examples"))
     if size != examples:
         raise SqloraError(
             path,
@@ -102,27 +120,15 @@ def read_scores(path: Path, examples: int) -> Scores:
             expected=f"scores of the {examples} test questions in the dataset",
             next_step="Run dvc repro at the top of the repository.",
         )
-    return Scores(size, {system: _score(path, _object(path, record, system), system) for system in SYSTEMS})
+    systems = {system: _score(path, read_object(path, record, system), system) for system in SYSTEMS}
+    return Scores(size, systems, _change(path, read_object(path, read_object(path, record, "comparison"), "execution")))
 
 
 def read_training(path: Path) -> Training:
     """Read results/training.json; raises SqloraError for a missing file, or a key that is missing or no number."""
-    record = _read_json(path)
+    record = read_json(path)
     # Slots have no defaults, so their names are the keys.
-    return Training(**{name: _number(path, record, name) for name in Training.__slots__})
-
-
-def read_parts(path: Path) -> dict[str, Part]:
-    """Read results/dataset.json: name of the split -> its sizes; raises SqloraError as the other readers do."""
-    record = _read_json(path)
-    parts = {name: _object(path, record, name) for name in ("train", "valid", "test")}
-    return {
-        name: Part(
-            int(_number(path, part, "examples", name + ".")),
-            int(_number(path, part, "tables", name + ".")),
-        )
-        for name, part in parts.items()
-    }
+    return Training(**{name: read_number(path, record, name) for name in Training.__slots__})
 
 
 def read_loss(path: Path) -> list[LossPoint]:
@@ -135,54 +141,57 @@ def read_loss(path: Path) -> list[LossPoint]:
                 where = f"{path}:{rows.line_num}"
                 iteration = _cell(where, row, "iteration")
                 if iteration is None:
-                    _damaged(where, "no iteration", "a number in every row")
+                    damaged(where, "no iteration", "a number in every row")
                 points.append(
                     LossPoint(int(iteration), _cell(where, row, "train_loss"), _cell(where, row, "valid_loss"))
                 )
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        _unreadable(path, error, "the losses that the train stage writes")
+        unreadable(path, error, "the losses that the train stage writes")
     if not points:
-        _damaged(path, "no row", "the losses that the train stage writes")
+        damaged(path, "no row", "the losses that the train stage writes")
     return points
 
 
 def _score(path: Path, record: dict[str, Any], system: str) -> Score:
-    shares = {name: _number(path, record, name, system + ".") for name in MEASURES}
-    outcomes = _object(path, record, "outcomes")
-    counts = {name: int(_number(path, outcomes, name, f"{system}.outcomes.")) for name in outcomes}
-    return Score(shares, counts)
+    inside = system + "."
+    measures = {name: read_number(path, record, name, inside) for name in (*MEASURES, *STRICT.values())}
+    components = read_object(path, record, "components")
+    shares = measures | {name: read_number(path, components, name, f"{inside}components.") for name in COMPONENTS}
+    intervals = read_object(path, record, "intervals")
+    return Score(
+        shares,
+        {name: _interval(path, intervals, name, f"{inside}intervals.") for name in shares},
+        read_counts(path, record, "outcomes", inside),
+        read_counts(path, record, "disagreements", inside),
+    )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        _unreadable(path, error, "a JSON object")
-    if not isinstance(value, dict):
-        _damaged(path, f"a JSON {type(value).__name__}", "a JSON object")
-    return value
+def _change(path: Path, record: dict[str, Any]) -> Change:
+    inside = "comparison.execution."
+    counts = {
+        name: int(read_number(path, record, name, inside)) for name in ("both_right", "fixed", "broken", "both_wrong")
+    }
+    return Change(
+        **counts,
+        difference=read_number(path, record, "difference", inside),
+        interval=_interval(path, record, "interval", inside),
+        p_value=read_number(path, record, "p_value", inside),
+    )
 
 
-def _object(path: Path, record: dict[str, Any], key: str) -> dict[str, Any]:
+def _interval(path: Path, record: dict[str, Any], key: str, inside: str) -> tuple[float, float]:
     value = record.get(key)
-    if not isinstance(value, dict):
-        _damaged(path, f"{key} {value!r:.80}" if key in record else f"no key {key}", f"an object under {key}")
-    return value
-
-
-def _number(path: Path, record: dict[str, Any], key: str, inside: str = "") -> float:
-    value = record.get(key)
-    # NaN and infinity, which Python's JSON reader lets in, are results of nothing.
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not isinstance(value, list) or len(value) != 2:
         found = f"{inside}{key} {value!r:.80}" if key in record else f"no key {inside}{key}"
-        _damaged(path, found, f"a number under {inside}{key}")
-    return value
+        damaged(path, found, f"two numbers under {inside}{key}")
+    bounds = dict(zip(("low", "high"), value, strict=True))
+    return read_number(path, bounds, "low", f"{inside}{key}."), read_number(path, bounds, "high", f"{inside}{key}.")
 
 
 def _cell(where: str, row: dict[str, Any], column: str) -> float | None:
     text = row.get(column)
     if text is None:
-        _damaged(where, f"no column {column}", "a header and cells for iteration, train_loss and valid_loss")
+        damaged(where, f"no column {column}", "a header and cells for iteration, train_loss and valid_loss")
     if text == "":
         return None
     try:
@@ -190,17 +199,5 @@ def _cell(where: str, row: dict[str, Any], column: str) -> float | None:
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        _damaged(where, f"{column} {text!r:.80}", "a number or an empty cell")
+        damaged(where, f"{column} {text!r:.80}", "a number or an empty cell")
     return value
-
-
-def _unreadable(path: Path, error: Exception, expected: str) -> NoReturn:
-    if isinstance(error, FileNotFoundError):
-        raise SqloraError(
-            path, found="no such file", expected=expected, next_step="Run dvc repro at the top of the repository."
-        ) from None
-    _damaged(path, str(error), expected)
-
-
-def _damaged(where: object, found: str, expected: str) -> NoReturn:
-    raise SqloraError(where, found=found, expected=expected, next_step=_AGAIN) from None

@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sqlora.errors import SqloraError
+from sqlora.sql.sandbox import Failure as SandboxFailure
+from sqlora.sql.sandbox import Sandbox, open_sandbox
 from sqlora.wikisql.form import AGGREGATES, OPERATORS, LogicalForm, Schema, Value
 
-Failure = Literal["bad_value", "timeout", "too_many_rows", "sql_error"]
-
-SECONDS = 5.0
-ROWS = 100_000
+Failure = SandboxFailure | Literal["bad_value", "unsupported"]
 
 _NUMBER = re.compile(r"[-+]?\d*\.\d+|\d+")  # the official engine's: a sign counts only before a decimal point
-_OPCODES = 10_000  # between two looks at the clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,51 +46,64 @@ class TableRows(Schema, Protocol):
     def rows(self) -> Sequence[Sequence[Any]]: ...
 
 
-def execute(form: LogicalForm, table: Schema, runner: Runner) -> Execution:
-    """Execute a logical form; a query that fails is an Execution with a failure, never an exception."""
+def execute(form: LogicalForm, table: Schema, runner: Runner, *, strict: bool = False) -> Execution:
+    """Execute a logical form; a query that fails is an Execution with a failure, never an exception.
+
+    Args:
+        strict: whether each of two conditions on one column keeps its own value; the official engine binds the last
+            value to both.
+    """
     values: dict[str, Value] = {}
     terms = []
-    for column, operator, value in form.conds:
+    for number, (column, operator, value) in enumerate(form.conds):
         bound = _bound(value, table.types[column])
         if bound is None:
             return Execution(failure="bad_value")
-        values[f"col{column}"] = bound
-        terms.append(f't."col{column}" {OPERATORS[operator]} :col{column}')
+        name = f"value{number}" if strict else f"col{column}"
+        values[name] = bound
+        terms.append(f't."col{column}" {OPERATORS[operator]} :{name}')
     # The alias keeps SQLite from taking a column that is missing for a text in double quotes.
     sql = f'SELECT {AGGREGATES[form.agg]}(t."col{form.sel}") FROM {_quoted(table_name(table.id))} AS t'
     return runner.run(sql + " WHERE " * bool(terms) + " AND ".join(terms), values)
 
 
+def overwrites(form: LogicalForm) -> bool:
+    """Whether two conditions are on one column, so that the strict query is another one than the official one."""
+    return len({column for column, _, _ in form.conds}) < len(form.conds)
+
+
 @contextmanager
 def open_database(path: Path) -> Iterator[Runner]:
-    """A runner over a read-only connection, with a deadline for each statement and a cap on its rows."""
-    next_step = "Delete it and run dvc repro to draw the split again."
-    if not path.is_file():
-        raise SqloraError(path, found="no such file", expected="the database of the tables", next_step=next_step)
-    with closing(sqlite3.connect(path.resolve().as_uri() + "?mode=ro", uri=True)) as connection:
+    """A runner that executes in the sandbox: read-only, with bounds on time, memory and rows.
+
+    Raises:
+        SqloraError: if there is no such database.
+    """
+    with ExitStack() as stack:
         try:
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as error:
-            raise SqloraError(path, found=str(error), expected="an SQLite database", next_step=next_step) from None
-        yield _Connection(connection)
+            sandbox = stack.enter_context(open_sandbox(path))
+        except SqloraError as error:
+            if error.where != str(path.resolve()):
+                raise  # no fault of the database
+            raise SqloraError(
+                path,
+                found=error.found,
+                expected="the database of the tables",
+                next_step="Delete it and run dvc repro to draw the split again.",
+            ) from None
+        yield _Sandboxed(sandbox)
 
 
-class _Connection:
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._deadline = 0.0
-        connection.set_progress_handler(lambda: time.monotonic() > self._deadline, _OPCODES)
+class _Sandboxed:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
 
     def run(self, sql: str, values: Mapping[str, Value]) -> Execution:
-        self._deadline = time.monotonic() + SECONDS
-        try:
-            with closing(self._connection.execute(sql, values)) as cursor:
-                rows = cursor.fetchmany(ROWS + 1)
-        except (sqlite3.Error, sqlite3.Warning, OverflowError, ValueError, MemoryError):
-            return Execution(failure="timeout" if time.monotonic() > self._deadline else "sql_error")
-        if len(rows) > ROWS:
-            return Execution(failure="too_many_rows")
-        return Execution(tuple(row[0] for row in rows))
+        result = self._sandbox.run(sql, values)
+        if result.failure == "worker_died":
+            # Not the doing of a statement that this module wrote; most likely the system was short of memory.
+            result = self._sandbox.run(sql, values)
+        return Execution(tuple(row[0] for row in result.rows), result.failure)
 
 
 def build_database(path: Path, tables: Iterable[TableRows]) -> None:

@@ -10,24 +10,32 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from sqlora.wikisql.form import AGGREGATES, OPERATORS, Condition, LogicalForm, Value
+from sqlora.sql.names import Name
+from sqlora.wikisql.form import AGGREGATES, OPERATORS, LogicalForm, Value
 
-ParseOutcome = Literal["ok", "empty", "bad_syntax", "unknown_column", "wrong_table"]
+ParseOutcome = Literal["ok", "empty", "bad_syntax", "unsupported", "unknown_column", "wrong_table"]
 
 _SELECT = re.compile(r"SELECT\s+", re.I)
+_AGGREGATES = [(index, re.compile(rf"{word}(?:(\s*\(\s*)|\s+)", re.I)) for index, word in enumerate(AGGREGATES) if word]
+_CLOSE = re.compile(r"\s*\)")
 # The blank in front may be gone already: a column without a name has nothing between SELECT and FROM.
-_FROM = re.compile(r"(?:\s+|(?<=\s))FROM\s+(?=\S)", re.I)
+_FROM = re.compile(r"(?:\s+|(?<=[\s)\]\"`]))FROM\s+(?=\S)", re.I)
 _SOME_FROM = re.compile(r"\sFROM\s+\S", re.I)
 _WHERE = re.compile(r"\s+WHERE\s+", re.I)
 _AND = re.compile(r"\s+AND\s+", re.I)
-_OPERATOR = re.compile(r"\s*([=<>])\s*")
+_END = re.compile(r"\s*;?\s*\Z")
+_OPERATOR = re.compile(r"\s*([=<>])(?![=>])\s*|\s*==\s*")
+# SQL that is no WikiSQL query: what may follow SELECT, a column of a condition, and a table or a value.
+_OTHER_SELECT = re.compile(r"DISTINCT\b|\*|\w+\s*\(\s*(?:\*|DISTINCT\b)", re.I)
+_OTHER_OPERATOR = re.compile(r"\s*(?:[<>!]=|<>)|\s+(?:NOT|LIKE|IN|BETWEEN|IS)\b", re.I)
+_OTHER_CLAUSE = re.compile(r"\s+(?:OR|ORDER|GROUP|LIMIT|HAVING|UNION|INTERSECT|EXCEPT|JOIN|INNER|LEFT|AS)\b", re.I)
 # What begins a condition whatever its column is called; tells an unknown column from a text that holds an AND.
 _SOME_CONDITION = re.compile(r"[^'=<>]*[=<>]")
-_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?", re.I)
+_NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?", re.I)
 # WikiSQL calls some columns real that hold `1995-96` or `10th`: one word that begins as a number does.
-_REAL = re.compile(r"(?P<quote>'?)(?P<value>[-+]?\.?\d(?:[^\s']*[\w%)])?)(?P=quote)(?=\s|$)")
+_REAL = re.compile(r"(?P<quote>['\"]?)(?P<value>[-+]?\.?\d(?:[^\s'\";]*[\w%.)])?)(?P=quote)(?=\s|;|\Z)")
 # Bounds of time and recursion for what a model may write; far above what any table's query needs.
 _LONGEST = 10_000
 _MOST_OPERATORS = 100
@@ -35,11 +43,31 @@ _MOST_OPERATORS = 100
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """outcome: why there is no form, or `ok`; detail: where reading ended, for people; empty if `ok`."""
+    """What was read.
+
+    outcome: why there is no form, or `ok`; detail: where reading ended, for people; empty if `ok`.
+    literals: the value of each condition as it was written, without quotes; WikiSQL's official evaluator compares
+        these, where the form holds numbers.
+    """
 
     outcome: ParseOutcome
     form: LogicalForm | None = None
     detail: str = ""
+    literals: tuple[str, ...] = ()
+
+
+class _Read(NamedTuple):
+    column: int
+    operator: int
+    value: Value
+    literal: str
+
+
+class _Selection(NamedTuple):
+    rank: tuple[bool, bool, int]  # the lowest is the best way to read
+    column: int
+    aggregate: int
+    end: int  # of FROM
 
 
 def parse_sql(text: str, table_id: str, header: Sequence[str], types: Sequence[str]) -> Parsed:
@@ -49,6 +77,9 @@ def parse_sql(text: str, table_id: str, header: Sequence[str], types: Sequence[s
     the first quote behind which the query ends or goes on with AND, a name and an operator, so it may hold quotes and
     ANDs. A value of a `real` column is a number, with or without thousands separators and quotes around it.
 
+    Read as well, because models write it: names and the table's id in double quotes, backticks or brackets,
+    `COUNT(name)`, texts in double quotes, a bare number beside a text column, `==`, a semicolon at the end.
+
     What no parser can tell apart is read so: a name that begins with an aggregate beats the aggregate (unless only
     the latter has the letter case right), and of two columns of one name the first one is meant.
 
@@ -56,122 +87,6 @@ def parse_sql(text: str, table_id: str, header: Sequence[str], types: Sequence[s
         `ok` with the form, or the failure that stands farthest to the right.
     """
     return _Parser(text.strip(), table_id, header, types).parse()
-
-
-class _Parser:
-    def __init__(self, text: str, table_id: str, header: Sequence[str], types: Sequence[str]) -> None:
-        self.text = text
-        self.table = re.compile(re.escape(table_id) + r"(?=\s|$)", re.I)
-        self.types = types
-        # Longest first, so that `Score in the final` is tried before `Score`; of equals the first column first.
-        self.columns = sorted(
-            ((index, name.strip(), _name_pattern(name)) for index, name in enumerate(header)), key=lambda c: -len(c[1])
-        )
-        self.failed: dict[int, ParseOutcome] = {}  # place in the text -> what was wrong there
-        self.read: dict[int, tuple[Condition, ...] | None] = {}  # place in the text -> the conditions from there on
-
-    def parse(self) -> Parsed:
-        if not self.text:
-            return Parsed("empty")
-        start = _SELECT.match(self.text)
-        if not start or len(self.text) > _LONGEST or sum(map(self.text.count, OPERATORS)) > _MOST_OPERATORS:
-            return self._failure(0, "bad_syntax")
-        for sel, agg, end in self._selections(start.end()):
-            table = self.table.match(self.text, end)
-            if not table:
-                self._failure(end, "wrong_table")
-                continue
-            if table.end() == len(self.text):
-                return Parsed("ok", LogicalForm(sel, agg, ()))
-            where = _WHERE.match(self.text, table.end())
-            if not where:
-                self._failure(table.end(), "bad_syntax")
-                continue
-            conds = self._conditions(where.end())
-            if conds is not None:
-                return Parsed("ok", LogicalForm(sel, agg, conds))
-        if not self.failed:
-            unknown = _SOME_FROM.search(self.text, start.end())
-            return self._failure(start.end(), "unknown_column" if unknown else "bad_syntax")
-        place = max(self.failed)
-        return self._failure(place, self.failed[place])
-
-    def _failure(self, place: int, outcome: ParseOutcome) -> Parsed:
-        self.failed.setdefault(place, outcome)
-        shown = self.text[place : place + 40]
-        return Parsed(outcome, None, f"at {shown!r}" if shown else "at the end")
-
-    def _selections(self, start: int) -> list[tuple[int, int, int]]:
-        """(column, aggregate, end of FROM) for each way to read what is selected, the best one first."""
-        found = []
-        for agg, word in enumerate(AGGREGATES):
-            prefix = re.compile(word + r"\s+" if word else "", re.I).match(self.text, start)
-            if not prefix:
-                continue
-            for index, name, pattern in self.columns:
-                column = pattern.match(self.text, prefix.end())
-                end = column and _FROM.match(self.text, column.end())
-                if column and end:
-                    exact = column.group() == name and (not word or prefix.group().startswith(word))
-                    found.append(((not exact, -len(name)), (index, agg, end.end())))
-        return [selection for _, selection in sorted(found, key=lambda item: item[0])]
-
-    def _conditions(self, start: int) -> tuple[Condition, ...] | None:
-        """The conditions from `start` to the end of the text, or None; every place is read once."""
-        if start not in self.read:
-            self.read[start] = None
-            self.read[start] = self._read_conditions(start)
-        return self.read[start]
-
-    def _read_conditions(self, start: int) -> tuple[Condition, ...] | None:
-        columns = []
-        for index, name, pattern in self.columns:
-            column = pattern.match(self.text, start)
-            operator = column and _OPERATOR.match(self.text, column.end())
-            if column and operator:
-                columns.append((column.group() != name, index, operator))
-        if not columns:
-            self._failure(start, "unknown_column" if _SOME_CONDITION.match(self.text, start) else "bad_syntax")
-        for _, index, operator in sorted(columns, key=lambda item: item[0]):
-            read = self._text if self.types[index] == "text" else self._real
-            value = read(operator.end())
-            if value is not None:
-                return ((index, OPERATORS.index(operator.group(1)), value[0]), *value[1])
-        return None
-
-    def _text(self, start: int) -> tuple[Value, tuple[Condition, ...]] | None:
-        if not self.text.startswith("'", start):
-            self._failure(start, "bad_syntax")
-            return None
-        end = start
-        while (end := self.text.find("'", end + 1)) != -1:
-            if end + 1 == len(self.text):
-                return self.text[start + 1 : end], ()
-            following = _AND.match(self.text, end + 1)
-            if not following:
-                continue
-            rest = self._conditions(following.end())
-            if rest is not None:
-                return self.text[start + 1 : end], rest
-            if _SOME_CONDITION.match(self.text, following.end()):
-                return None
-        self._failure(start, "bad_syntax")
-        return None
-
-    def _real(self, start: int) -> tuple[Value, tuple[Condition, ...]] | None:
-        found = _REAL.match(self.text, start)
-        if not found:
-            self._failure(start, "bad_syntax")
-            return None
-        value = parse_number(found["value"])
-        if found.end() == len(self.text):
-            return (found["value"] if value is None else value), ()
-        following = _AND.match(self.text, found.end())
-        if not following:
-            self._failure(found.end(), "bad_syntax")
-            return None
-        rest = self._conditions(following.end())
-        return None if rest is None else ((found["value"] if value is None else value), rest)
 
 
 def parse_number(text: str) -> int | float | None:
@@ -184,5 +99,143 @@ def parse_number(text: str) -> int | float | None:
     return int(plain) if whole else float(plain)
 
 
-def _name_pattern(name: str) -> re.Pattern[str]:
-    return re.compile(r"\s+".join(re.escape(word) for word in name.split()), re.I)
+class _Parser:
+    def __init__(self, text: str, table_id: str, header: Sequence[str], types: Sequence[str]) -> None:
+        self.text = text
+        self.table = Name(table_id)
+        self.types = types
+        # Longest first, so that `Score in the final` is tried before `Score`; of equals the first column first.
+        names = sorted(enumerate(header), key=lambda item: -len(item[1].strip()))
+        self.columns = [(index, Name(name)) for index, name in names]
+        self.failed: dict[int, ParseOutcome] = {}  # place in the text -> what was wrong there
+        self.read: dict[int, tuple[_Read, ...] | None] = {}  # place in the text -> the conditions from there on
+
+    def parse(self) -> Parsed:
+        if not self.text:
+            return Parsed("empty")
+        start = _SELECT.match(self.text)
+        if not start or len(self.text) > _LONGEST or sum(map(self.text.count, OPERATORS)) > _MOST_OPERATORS:
+            return self._failure(0, "bad_syntax")
+        for selection in self._selections(start.end()):
+            conds = self._after_from(selection.end)
+            if conds is not None:
+                form = LogicalForm(selection.column, selection.aggregate, tuple(read[:3] for read in conds))
+                return Parsed("ok", form, literals=tuple(read.literal for read in conds))
+        if not self.failed:
+            if _OTHER_SELECT.match(self.text, start.end()):
+                return self._failure(start.end(), "unsupported")
+            unknown = _SOME_FROM.search(self.text, start.end())
+            return self._failure(start.end(), "unknown_column" if unknown else "bad_syntax")
+        place = max(self.failed)
+        return self._failure(place, self.failed[place])
+
+    def _failure(self, place: int, outcome: ParseOutcome) -> Parsed:
+        self.failed.setdefault(place, outcome)
+        shown = self.text[place : place + 40]
+        return Parsed(outcome, None, f"at {shown!r}" if shown else "at the end")
+
+    def _selections(self, start: int) -> list[_Selection]:
+        """Each way to read what is selected, the best one first."""
+        prefixes = [(0, start, True, False)]
+        for agg, pattern in _AGGREGATES:
+            prefix = pattern.match(self.text, start)
+            if prefix:
+                upper = prefix.group().startswith(AGGREGATES[agg])
+                prefixes.append((agg, prefix.end(), upper, prefix.group(1) is not None))
+        found = []
+        for agg, place, upper, brackets in prefixes:
+            for index, name in self.columns:
+                for end, exact in name.match(self.text, place):
+                    close = _CLOSE.match(self.text, end) if brackets else None
+                    if brackets and not close:
+                        continue
+                    after = close.end() if close else end
+                    if self.text.startswith(",", after):
+                        self._failure(after, "unsupported")  # two columns
+                    stop = _FROM.match(self.text, after)
+                    if stop:
+                        rank = (not (exact and upper), brackets, -len(name.text))
+                        found.append(_Selection(rank, index, agg, stop.end()))
+        return sorted(found, key=lambda selection: selection.rank)
+
+    def _after_from(self, place: int) -> tuple[_Read, ...] | None:
+        ends = [
+            end for end, _ in self.table.match(self.text, place) if self.text[end : end + 1].strip(";").strip() == ""
+        ]
+        if not ends:
+            self._failure(place, "wrong_table")
+            return None
+        if _END.match(self.text, ends[0]):
+            return ()
+        where = _WHERE.match(self.text, ends[0])
+        if where:
+            return self._conditions(where.end())
+        self._failure(ends[0], self._other(ends[0]))
+        return None
+
+    def _other(self, place: int) -> ParseOutcome:
+        return "unsupported" if _OTHER_CLAUSE.match(self.text, place) else "bad_syntax"
+
+    def _conditions(self, start: int) -> tuple[_Read, ...] | None:
+        """The conditions from `start` to the end of the text, or None; every place is read once."""
+        if start not in self.read:
+            self.read[start] = None
+            self.read[start] = self._read_conditions(start)
+        return self.read[start]
+
+    def _read_conditions(self, start: int) -> tuple[_Read, ...] | None:
+        columns = []
+        for index, name in self.columns:
+            for end, exact in name.match(self.text, start):
+                operator = _OPERATOR.match(self.text, end)
+                if operator:
+                    columns.append((not exact, index, operator))
+                elif _OTHER_OPERATOR.match(self.text, end):
+                    self._failure(end, "unsupported")
+        if not columns:
+            self._failure(start, "unknown_column" if _SOME_CONDITION.match(self.text, start) else "bad_syntax")
+        for _, index, operator in sorted(columns, key=lambda item: item[0]):
+            sign = OPERATORS.index(operator.group(1) or "=")
+            for value, literal, rest in self._values(operator.end(), self.types[index]):
+                return (_Read(index, sign, value, literal), *rest)
+        return None
+
+    def _values(self, start: int, kind: str) -> list[tuple[Value, str, tuple[_Read, ...]]]:
+        """The value from `start` on with the conditions behind it; nothing if it cannot be read."""
+        quote = self.text[start : start + 1]
+        if kind == "text" and quote in ("'", '"'):
+            return self._text(start, quote)
+        found = _REAL.match(self.text, start)
+        if not found or (kind == "text" and found["quote"]):
+            self._failure(start, "bad_syntax")
+            return []
+        literal = found["value"]
+        number = parse_number(literal) if kind == "real" else None
+        value: Value = literal if number is None else number
+        if _END.match(self.text, found.end()):
+            return [(value, literal, ())]
+        following = _AND.match(self.text, found.end())
+        if not following:
+            self._failure(found.end(), self._other(found.end()))
+            return []
+        rest = self._conditions(following.end())
+        return [] if rest is None else [(value, literal, rest)]
+
+    def _text(self, start: int, quote: str) -> list[tuple[Value, str, tuple[_Read, ...]]]:
+        end = start
+        while (end := self.text.find(quote, end + 1)) != -1:
+            literal = self.text[start + 1 : end]
+            if _END.match(self.text, end + 1):
+                return [(literal, literal, ())]
+            following = _AND.match(self.text, end + 1)
+            if not following:
+                if _OTHER_CLAUSE.match(self.text, end + 1):
+                    self._failure(end + 1, "unsupported")
+                continue
+            rest = self._conditions(following.end())
+            if rest is not None:
+                return [(literal, literal, rest)]
+            if _SOME_CONDITION.match(self.text, following.end()):
+                return []
+        self._failure(start, "bad_syntax")
+        return []

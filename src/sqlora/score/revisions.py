@@ -1,0 +1,175 @@
+"""`python -m sqlora compare REV_A REV_B`: what a change fixed and broke, question by question."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlora.errors import SqloraError
+from sqlora.score.judge import Verdict, judge
+from sqlora.score.predictions import Prediction, read_predictions
+from sqlora.score.statistics import pair
+from sqlora.score.summary import describe_pair, summarise
+from sqlora.text import Example, read_examples
+
+WORKSPACE = "workspace"
+DATASET = "artifacts/dataset"
+PREDICTIONS = "artifacts/predictions"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The test split of one revision, one system's predictions for it, and their verdicts."""
+
+    revision: str
+    examples: Sequence[Example]
+    predictions: Sequence[Prediction]
+    verdicts: Sequence[Verdict]
+
+    def only(self, indices: Sequence[int]) -> Run:
+        """The same run on some of its questions."""
+        return Run(
+            self.revision,
+            [self.examples[index] for index in indices],
+            [self.predictions[index] for index in indices],
+            [self.verdicts[index] for index in indices],
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """What score.json would say of it."""
+        return summarise(self.examples, self.predictions, self.verdicts)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs on the questions that both have, in the same order; left_out: how many only one of them has."""
+
+    first: Run
+    second: Run
+    left_out: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for scripts."""
+        runs = (self.first, self.second)
+        return {
+            "questions": len(self.first.examples),
+            "left_out": self.left_out,
+            "revisions": [{"revision": run.revision, **run.summary()} for run in runs],
+            "execution": describe_pair(pair(*([v.execution for v in run.verdicts] for run in runs))),
+            "logical_form": describe_pair(pair(*([v.logical_form for v in run.verdicts] for run in runs))),
+            "broken": [self._change(index) for index in self.changed(fixed=False)],
+            "fixed": [self._change(index) for index in self.changed(fixed=True)],
+        }
+
+    def changed(self, *, fixed: bool) -> list[int]:
+        """Questions whose result only the second run (fixed), or only the first one, got right."""
+        pairs = zip(self.first.verdicts, self.second.verdicts, strict=True)
+        return [
+            index
+            for index, (before, after) in enumerate(pairs)
+            if before.execution != after.execution and after.execution == fixed
+        ]
+
+    def _change(self, index: int) -> dict[str, str]:
+        example = self.first.examples[index]
+        return {
+            "table_id": example.table_id,
+            "question": example.question,
+            "gold": example.completion.strip(),
+            "first": self.first.predictions[index].completion.strip(),
+            "second": self.second.predictions[index].completion.strip(),
+        }
+
+
+def compare_revisions(root: Path, first: str, second: str, *, system: str) -> Comparison:
+    """Score two revisions' predictions anew, with the scorer of today, and pair them.
+
+    Args:
+        root: top of the repository.
+        first, second: git revisions (branch, tag, commit, experiment), or `workspace`.
+        system: `base` or `adapter`.
+
+    Raises:
+        SqloraError: for a revision that is none, predictions that are neither in DVC's cache nor in its remote, or two
+            test splits without a common question.
+    """
+    runs = [_read(root, revision, system) for revision in (first, second)]
+    places = [{_key(example): index for index, example in reversed(list(enumerate(run.examples)))} for run in runs]
+    common = [key for key in places[0] if key in places[1]]
+    common.sort(key=lambda key: places[0][key])
+    if not common:
+        raise SqloraError(
+            f"{first} and {second}",
+            found="two test splits without a common question",
+            expected="the same data.source, and splits of one seed",
+            next_step="Compare runs on the same test questions.",
+        )
+    left_out = len(places[0].keys() ^ places[1].keys())
+    before, after = (run.only([place[key] for key in common]) for run, place in zip(runs, places, strict=True))
+    return Comparison(before, after, left_out)
+
+
+def _key(example: Example) -> tuple[str, str, str]:
+    return example.table_id, example.question, example.completion
+
+
+def _read(root: Path, revision: str, system: str) -> Run:
+    with _files(root, revision, system) as (dataset, path):
+        try:
+            # An older revision may have rendered numbers differently; what it asked is all that counts.
+            examples = read_examples(dataset / "test.jsonl", any_text=True)
+            predictions = read_predictions(path, len(examples))
+            return Run(revision, examples, predictions, judge(examples, predictions, dataset / "tables.db"))
+        except SqloraError as error:
+            where = error.where.replace(str(dataset.parent.parent), revision)
+            raise SqloraError(
+                where, found=error.found, expected=error.expected, next_step=f"Run dvc repro in {revision} again."
+            ) from None
+
+
+@contextmanager
+def _files(root: Path, revision: str, system: str) -> Iterator[tuple[Path, Path]]:
+    """The folder of the dataset and the file of the predictions of a revision."""
+    names = (f"{DATASET}/test.jsonl", f"{DATASET}/tables.db", f"{PREDICTIONS}/{system}.jsonl")
+    if revision == WORKSPACE:
+        for name in names:
+            if not (root / name).is_file():
+                raise SqloraError(
+                    root / name, found="no such file", expected="a finished run", next_step="Run dvc repro."
+                )
+        yield root / DATASET, root / names[2]
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in names:
+            _fetch(root, revision, name, Path(scratch) / name)
+        yield Path(scratch) / DATASET, Path(scratch) / names[2]
+
+
+def _fetch(root: Path, revision: str, name: str, target: Path) -> None:
+    # Imported here because it takes a second.
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.scm import SCMError
+    from dvc_data.index import DataIndexDirError
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        DVCFileSystem(str(root), rev=revision).get_file(name, str(target))
+    except SCMError as error:
+        raise SqloraError(
+            f"revision {revision}",
+            found=str(error),
+            expected="a branch, tag, commit or experiment of this repository, or `workspace`",
+            next_step="`git log --oneline` and `dvc exp show` list what there is.",
+        ) from None
+    except (DvcException, DataIndexDirError, OSError) as error:
+        raise SqloraError(
+            f"{name} of {revision}",
+            found=f"no copy in DVC's cache or remote ({' '.join(str(error).split())[:200]})",
+            expected="the outputs of a finished run",
+            next_step=f"Fetch it with `dvc fetch --all-commits`, or check {revision} out and run dvc repro there.",
+        ) from None
