@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import psutil
+from ruamel.yaml import YAML
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,17 +28,17 @@ def main() -> None:
     """Clone, run twice, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", type=Path, default=ROOT / "profiles" / "demo.yaml")
-    parser.add_argument("--source", type=Path, help="put in the place of the profile's data.source")
+    parser.add_argument("--source", type=Path, help="takes the place of the profile's data.source and its checksum")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         clone = Path(name) / "sqlora"
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
         shutil.copy(arguments.profile, clone / "params.yaml")
         if arguments.source:
-            text = (clone / "params.yaml").read_text()
-            before, after = text.split("data:\n  source: ", 1)
-            rest = after.split("\n", 1)[1]
-            (clone / "params.yaml").write_text(f"{before}data:\n  source: {arguments.source.resolve()}\n{rest}")
+            yaml = YAML()
+            params = yaml.load(clone / "params.yaml")
+            params["data"] |= {"source": str(arguments.source.resolve()), "checksum": None}
+            yaml.dump(params, clone / "params.yaml")
         seconds, resident, unique = measure(clone)
         print(f"dvc repro           {seconds:7.1f} s, peak memory {resident:.2f} GB resident, {unique:.2f} GB unshared")
         seconds, _, _ = measure(clone)

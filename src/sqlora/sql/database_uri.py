@@ -28,6 +28,7 @@ def read_only_addresses(database: Path) -> Addresses:
     matter, because opening one creates its two files. Where both exist already, they are read as they are. Where they
     do not, nobody has the database open and it is whole in itself, so `immutable=1`, which looks for neither locks nor
     logs, misses nothing. A log without its index is what a killed program left; to read that takes writing.
+    `readonly_shm=1` matters: without it SQLite may reset an index that another program has mapped.
     Sources: https://sqlite.org/wal.html#read_only_databases, https://sqlite.org/uri.html.
 
     Which of the two a database has is for another process to find out: POSIX drops all locks that a process holds on a
