@@ -44,7 +44,7 @@ def _key(query: dict[str, Any]) -> tuple[int, int, set[tuple[int, int, str]]]:
 
 
 def _run(connection: sqlite3.Connection, table_id: str, query: dict[str, Any]) -> list[Any]:
-    table = "table_" + table_id.replace("-", "_")
+    table = table_id if table_id.startswith("table") else "table_" + table_id.replace("-", "_")
     ((sql,),) = connection.execute("SELECT sql FROM sqlite_master WHERE tbl_name = ?", (table,)).fetchall()
     kinds = dict(part.split() for part in re.findall(r"\((.+)\)", sql)[0].split(", "))
     selected = f"col{query['sel']}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
 from sqlora.errors import SqloraError
 
+LONGEST_LINE = 32 << 20  # far above any table; a line without end must not fill the memory
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -26,8 +28,18 @@ def read_jsonl(path: Path, next_step: str) -> Iterator[tuple[str, dict[str, Any]
     decoder = json.JSONDecoder(parse_constant=_refuse)
     try:
         with open(path, "rb") as handle:
-            for number, raw in enumerate(handle, 1):
+            for number in count(1):
                 where = f"{path}:{number}"
+                raw = handle.readline(LONGEST_LINE + 1)
+                if not raw:
+                    return
+                if len(raw) > LONGEST_LINE:
+                    raise SqloraError(
+                        where,
+                        found=f"a line of more than {LONGEST_LINE:,} bytes",
+                        expected="one JSON object of reasonable size",
+                        next_step=next_step,
+                    )
                 yield where, _parse(where, raw, decoder, next_step)
     except OSError as error:
         raise SqloraError(

@@ -97,6 +97,34 @@ def test_questions_that_only_one_revision_has_are_left_out(project: Project, tmp
     assert compare(other, "HEAD")[0] == 1
 
 
+def test_a_question_that_stands_twice_counts_twice(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    for name in ("artifacts/dataset/test.jsonl", "artifacts/predictions/adapter.jsonl"):
+        path = folder / name
+        lines = path.read_text().splitlines(keepends=True)
+        path.unlink()
+        path.write_text("".join([*lines, lines[0].replace('"index": 0', '"index": 5')]))
+    assert compare(Project(folder), "workspace", "workspace")[1].startswith("6 common test questions\n")
+
+
+def test_each_revision_is_executed_as_its_own_parameters_say(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    other = Project(folder)
+    other.set(score__execute="text")
+    path = folder / "artifacts/predictions/adapter.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    gold = json.loads((folder / "artifacts/dataset/test.jsonl").read_text().splitlines()[2])["text"]
+    line = json.loads(lines[2]) | {"completion": gold.partition("\nA:")[2] + " ORDER BY 1 LIMIT 100000"}
+    path.unlink()
+    path.write_text("".join([*lines[:2], json.dumps(line) + "\n", *lines[3:]]))
+    text = compare(other, "workspace", "--json")
+    outcomes = [side["outcomes"] for side in json.loads(text[1])["revisions"]]
+    assert outcomes[0] == outcomes[1]
+    assert sum(outcomes[0].values()) == 5
+
+
 def test_mistakes(project: Project, tmp_path: Path) -> None:
     status, _, message = compare(project, "nosuch")
     assert status == 1
@@ -108,6 +136,17 @@ def test_mistakes(project: Project, tmp_path: Path) -> None:
     assert status == 1
     assert "artifacts/dataset/test.jsonl of HEAD~1: found no copy in DVC's cache or remote" in message
     assert "dvc fetch --all-commits" in message
-    (folder / "artifacts/predictions/adapter.jsonl").unlink()
+    path = folder / "artifacts/predictions/adapter.jsonl"
+    lines = path.read_text()
+    path.unlink()
+    path.write_text(lines.replace('"stopped": true', '"stopped": 1'))
+    message = compare(Project(folder), "workspace", "workspace")[2]
+    assert "error: artifacts/predictions/adapter.jsonl:1: found" in message
+    path.unlink()
     status, _, message = compare(Project(folder), "workspace", "workspace")
     assert "adapter.jsonl: found no such file; expected a finished run" in message
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for command in (("git", "init", "-q"), ("dvc", "init", "-q")):
+        assert Project(empty).run(*command).returncode == 0
+    assert "error: revision HEAD: found" in compare(Project(empty), "HEAD")[2]

@@ -68,6 +68,19 @@ def test_verdicts(db: Path, completion: str, outcome: str, logical_form: bool, e
     assert bool(verdict.detail) == (outcome not in ("ok", "empty"))
 
 
+def test_the_gold_text_is_right_even_where_the_parser_cannot_read_it(db: Path) -> None:
+    odd = example(LogicalForm(1, 0, ((0, 0, "7 km"),)))
+    (verdict,) = judge([odd], [Prediction(odd.completion + "\n", True, 9)], db)
+    assert (verdict.outcome, verdict.execution, verdict.logical_form) == ("ok", True, True)
+    (other,) = judge([odd], [Prediction(odd.completion + " x", True, 9)], db)
+    assert (other.outcome, other.execution) == ("bad_syntax", False)
+
+
+def test_a_number_column_compared_with_a_text_without_a_number(db: Path) -> None:
+    (verdict,) = judge([GOLD], [Prediction("SELECT Player FROM 1-10-1 WHERE No. = 'seven'", True, 9)], db)
+    assert (verdict.outcome, verdict.execution, verdict.result) == ("bad_value", False, None)
+
+
 def test_a_prediction_that_did_not_stop_is_wrong_whatever_it_says(db: Path) -> None:
     (verdict,) = judge([GOLD], [Prediction(GOLD.completion, False, 100)], db)
     assert (verdict.outcome, verdict.logical_form, verdict.execution) == ("no_stop", False, False)

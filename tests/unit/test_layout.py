@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sqlora.errors import SqloraError
+from sqlora.jsonl import LONGEST_LINE
 from sqlora.wikisql.layout import LogicalForm, Question, Table, read_questions, read_tables
 
 TABLE = {"id": "1-10-1", "header": ["No.", "Player"], "types": ["real", "text"], "rows": [[7, "Müller"], [8.5, None]]}
@@ -106,5 +107,15 @@ def test_a_missing_file_and_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
     path = tmp_path / "test.tables.jsonl"
     path.write_bytes(json.dumps(TABLE).encode() + b"\n\xff\xfe\n")
     with pytest.raises(SqloraError, match="utf-8") as caught:
+        read_tables(path)
+    assert caught.value.where == f"{path}:2"
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    path = tmp_path / "dev.tables.jsonl"
+    with open(path, "wb") as handle:
+        handle.write(json.dumps(TABLE).encode() + b"\n")
+        handle.truncate(LONGEST_LINE * 3)  # NUL bytes that take no space on the disk
+    with pytest.raises(SqloraError, match="a line of more than") as caught:
         read_tables(path)
     assert caught.value.where == f"{path}:2"

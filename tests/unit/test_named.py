@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sqlora.errors import SqloraError
 from sqlora.score.judge import judge
 from sqlora.score.official import write_predictions
 from sqlora.score.predictions import Prediction
@@ -20,7 +21,7 @@ TABLE = Table(
     ("No.", "Player", "Club", "player", "", 'a "b"'),
     ("real", "text", "text", "text", "text", "text"),
     (
-        (7, "Ann", "Ajax", "x", "y", "z"),
+        (7, "Ann", "Ajax", "x", "Élan", "z"),
         (8, "Bob", "Ajax", "x", "y", "z"),
         (9, "Cleo", "Lyon", "1-10-1", "y", "z"),
     ),
@@ -45,7 +46,8 @@ def db(tmp_path: Path) -> Path:
         # The id is quoted where it is a name, not within a text, and only as a whole.
         ("SELECT count(*) FROM 1-10-1 WHERE \"player (4)\" = '1-10-1'", Execution((1,))),
         ("SELECT 1 FROM 1-10-11", Execution(failure="bad_syntax")),
-        ('SELECT "column 5" FROM 1-10-1 LIMIT 1', Execution(("y",))),
+        ('SELECT "column 5" FROM 1-10-1 LIMIT 1', Execution(("élan",))),
+        ("SELECT Player FROM 1-10-1 WHERE \"column 5\" = 'ÉLAN'", Execution(("ann",))),
         ('SELECT "a ""b""" FROM 1-10-1 LIMIT 1', Execution(("z",))),
         ("SELECT * FROM 1-10-1", Execution(failure="unsupported")),
         ('SELECT Player FROM 1-10-1 WHERE "nobody" = "nobody"', Execution(failure="unknown_column")),
@@ -88,3 +90,10 @@ def test_scoring_by_text_counts_what_the_parser_cannot_read(db: Path, tmp_path: 
     # The official format has no way to say what is no logical form.
     write_predictions(tmp_path / "adapter.jsonl", by_text)
     assert (tmp_path / "adapter.jsonl").read_text().splitlines()[0] == '{"error": "no logical form"}'
+
+
+@pytest.mark.parametrize("name", ["1-10-2", "sqlite_x"])
+def test_a_table_that_cannot_be_copied(db: Path, name: str) -> None:
+    missing = Table(name, TABLE.header, TABLE.types, ())
+    with pytest.raises(SqloraError, match=r"tables that cannot be copied.*score\.execute"), open_named(db, [missing]):
+        pass

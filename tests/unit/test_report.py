@@ -59,6 +59,7 @@ PART = {
     "values_in_question": 0.98,
     "questions_without_value": 20,
     "questions_in_train": 3,
+    "unreadable": 0,
 }
 _SHARES = dict.fromkeys((*MEASURES, *STRICT.values()), 0.2)
 _SYSTEM = _SHARES | {

@@ -98,6 +98,14 @@ def test_components(form: LogicalForm | None, right: set[str]) -> None:
     assert matches(GOLD, form) == right
 
 
+def test_two_conditions_on_one_column_are_two() -> None:
+    gold = example(1, 0, (0, 1, 7), (0, 2, 9))
+    rest = {"aggregate", "selected_column"}
+    assert matches(gold, LogicalForm(1, 0, ((0, 1, 7),))) == rest
+    assert matches(gold, LogicalForm(1, 0, ((0, 1, 7), (0, 1, 9)))) == rest | {"condition_columns", "condition_values"}
+    assert matches(gold, LogicalForm(1, 0, ((0, 2, 9), (0, 1, 7), (0, 1, 7)))) == set(COMPONENTS)
+
+
 def test_comparison_of_base_and_adapter(judged: dict[str, Judged]) -> None:
     comparison = compare(judged["base"].verdicts, judged["adapter"].verdicts)
     execution = comparison["execution"]

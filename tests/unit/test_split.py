@@ -149,10 +149,11 @@ def test_description(wikisql: Path, tmp_path: Path, model_folder: Path) -> None:
         "duplicates": 0,
         "values_in_question": 1.0,
         "questions_without_value": 0,
-        "questions_in_train": 0,
+        "unreadable": 0,
     }
     # All parts ask the same questions under the same header.
     assert described["test"]["questions_in_train"] == 6
+    assert (described["test"]["tables_in_train"], described["valid"]["tables_in_train"]) == (0, 0)
     encoded = [
         Tokenizer(model_folder).encode_example(example.prompt, example.completion)
         for example in draw_split(wikisql, everything).examples["train"]
@@ -183,6 +184,7 @@ def test_degenerate_questions_can_be_kept_out_of_the_test_split(
     dropped = describe_all(wikisql, tmp_path, model_folder, replace(whole, drop_degenerate=True))
     assert {name: part["examples"] for name, part in dropped.items()} == {"train": 50, "valid": 20, "test": 20}
     assert dropped["test"]["degenerate"] == 0
+    assert (dropped["test"]["degenerate_dropped"], kept["test"]["degenerate_dropped"]) == (5, 0)
     with pytest.raises(SqloraError, match=r"20 questions that are not degenerate \(5 are dropped\).*at least the 21"):
         draw_split(wikisql, replace(whole, drop_degenerate=True, test_size=21))
 
@@ -215,3 +217,19 @@ def test_every_beginning_of_the_order_has_the_strata_of_the_whole() -> None:
             # A random draw of 1,000 misses by 1 to 2 points.
             assert abs(drawn[stratum] / size - strata.count(stratum) / 6000) < 0.012, (size, stratum)
         assert len({questions[index].table_id for index in order[:size]}) == size
+
+
+def test_gold_queries_that_the_parser_cannot_read_are_counted(
+    wikisql: Path, tmp_path: Path, model_folder: Path
+) -> None:
+    text = (wikisql / "train.jsonl").read_text().replace("[[0, 0, 3]]", '[[0, 0, "3 km"]]')
+    (wikisql / "train.jsonl").write_text(text)
+    described = describe_all(wikisql, tmp_path, model_folder, replace(PARAMS, train_size=None))
+    assert described["train"]["unreadable"] == 10
+    assert described["test"]["unreadable"] == 0
+
+
+def test_a_part_without_questions(wikisql: Path) -> None:
+    (wikisql / "dev.jsonl").write_text("")
+    with pytest.raises(SqloraError, match=r"dev\.jsonl: found 0 questions; expected at least one\. Let data\.source"):
+        draw_split(wikisql, replace(PARAMS, valid_size=None))

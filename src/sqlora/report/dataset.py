@@ -24,6 +24,7 @@ class Part:
     degenerate: int
     duplicates: int
     questions_without_value: int
+    unreadable: int
     questions_in_train: int
     aggregates: Mapping[str, int]
     conditions: Mapping[str, int]
@@ -50,6 +51,7 @@ def rows(parts: Mapping[str, Part]) -> list[tuple[str, list[str]]]:
         ("Aggregates", [_shares(part.aggregates, part.examples) for part in every]),
         ("Conditions", [_shares(part.conditions, part.examples) for part in every]),
         ("Gold queries that return nothing", [_count(part.degenerate, part.examples) for part in every]),
+        ("Gold queries that the parser cannot read", [_count(part.unreadable, part.examples) for part in every]),
         ("Questions that do not say a value", [_count(part.questions_without_value, part.examples) for part in every]),
         ("Questions asked twice", [_count(part.duplicates, part.examples) for part in every]),
         (
@@ -68,12 +70,13 @@ def _part(path: Path, record: dict[str, Any], inside: str) -> Part:
             "degenerate",
             "duplicates",
             "questions_without_value",
-            "questions_in_train",
+            "unreadable",
         )
     }
     tokens, completion = (read_object(path, record, name) for name in ("tokens", "completion_tokens"))
     return Part(
         **counts,
+        questions_in_train=0 if inside == "train." else int(read_number(path, record, "questions_in_train", inside)),
         mean_tokens=read_number(path, tokens, "mean", f"{inside}tokens."),
         longest=int(read_number(path, tokens, "max", f"{inside}tokens.")),
         longest_completion=int(read_number(path, completion, "max", f"{inside}completion_tokens.")),

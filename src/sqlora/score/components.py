@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from sqlora.score.judge import comparable
 from sqlora.text import Example
 from sqlora.wikisql.form import LogicalForm
 
-# Each part of a query, compared with the gold query's. Conditions are sets: their order does not matter.
+# Each part of a query, compared with the gold query's. The order of conditions does not matter.
 COMPONENTS = ("aggregate", "selected_column", "condition_columns", "condition_operators", "condition_values")
 
 
@@ -24,22 +26,27 @@ def matches(example: Example, form: LogicalForm | None) -> set[str]:
         right.add("aggregate")
     if form.sel == gold.sel:
         right.add("selected_column")
-    if _columns(form) == _columns(gold):
+    if _columns(form, example) == _columns(gold, example):
         right.add("condition_columns")
-        if _operators(form) == _operators(gold):
+        if _operators(form, example) == _operators(gold, example):
             right.add("condition_operators")
         if _values(form, example) == _values(gold, example):
             right.add("condition_values")
     return right
 
 
-def _columns(form: LogicalForm) -> set[int]:
-    return {column for column, _, _ in form.conds}
+# Counters: two conditions on one column are two, but a condition that is merely repeated counts once.
+def _conditions(form: LogicalForm, example: Example) -> set[tuple[int, int, object]]:
+    return {(column, operator, comparable(value, example.types[column])) for column, operator, value in form.conds}
 
 
-def _operators(form: LogicalForm) -> set[tuple[int, int]]:
-    return {(column, operator) for column, operator, _ in form.conds}
+def _columns(form: LogicalForm, example: Example) -> Counter[int]:
+    return Counter(column for column, _, _ in _conditions(form, example))
 
 
-def _values(form: LogicalForm, example: Example) -> set[tuple[int, object]]:
-    return {(column, comparable(value, example.types[column])) for column, _, value in form.conds}
+def _operators(form: LogicalForm, example: Example) -> Counter[tuple[int, int]]:
+    return Counter((column, operator) for column, operator, _ in _conditions(form, example))
+
+
+def _values(form: LogicalForm, example: Example) -> Counter[tuple[int, object]]:
+    return Counter((column, value) for column, _, value in _conditions(form, example))

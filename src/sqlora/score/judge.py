@@ -129,7 +129,11 @@ def _verdict(
 ) -> Verdict:
     if not prediction.stopped:
         return Verdict("no_stop", gold.rows, f"after {prediction.tokens} tokens")
-    parsed = parse_sql(prediction.completion, example.table_id, example.header, example.types)
+    if prediction.completion.strip() == example.completion.strip():
+        # The gold query to the letter is right, even where its text could be read in another way or not at all.
+        parsed = Parsed("ok", example.sql, literals=tuple(str(value) for _, _, value in example.sql.conds))
+    else:
+        parsed = parse_sql(prediction.completion, example.table_id, example.header, example.types)
     if parsed.form is None:
         verdict = Verdict(parsed.outcome, gold.rows, parsed.detail)
         # Where the text is no SQL either, the parser has the better reason.

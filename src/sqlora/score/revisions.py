@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
 from sqlora.errors import SqloraError
+from sqlora.params.reader import PARAMS_FILE
 from sqlora.score.judge import Verdict, judge
 from sqlora.score.predictions import Prediction, read_predictions
 from sqlora.score.statistics import pair
@@ -98,9 +103,8 @@ def compare_revisions(root: Path, first: str, second: str, *, system: str) -> Co
             test splits without a common question.
     """
     runs = [_read(root, revision, system) for revision in (first, second)]
-    places = [{_key(example): index for index, example in reversed(list(enumerate(run.examples)))} for run in runs]
+    places = [_places(run.examples) for run in runs]
     common = [key for key in places[0] if key in places[1]]
-    common.sort(key=lambda key: places[0][key])
     if not common:
         raise SqloraError(
             f"{first} and {second}",
@@ -113,27 +117,39 @@ def compare_revisions(root: Path, first: str, second: str, *, system: str) -> Co
     return Comparison(before, after, left_out)
 
 
-def _key(example: Example) -> tuple[str, str, str]:
-    return example.table_id, example.question, example.completion
+def _places(examples: Sequence[Example]) -> dict[tuple[str, str, str, int], int]:
+    """Question -> index, in the order of the split; a question that stands twice is two."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    places = {}
+    for index, example in enumerate(examples):
+        key = (example.table_id, example.question, example.completion)
+        seen[key] += 1
+        places[(*key, seen[key])] = index
+    return places
 
 
 def _read(root: Path, revision: str, system: str) -> Run:
-    with _files(root, revision, system) as (dataset, path):
+    with _files(root, revision, system) as (folder, execute_as):
         try:
             # An older revision may have rendered numbers differently; what it asked is all that counts.
-            examples = read_examples(dataset / "test.jsonl", any_text=True)
-            predictions = read_predictions(path, len(examples))
-            return Run(revision, examples, predictions, judge(examples, predictions, dataset / "tables.db"))
+            examples = read_examples(folder / DATASET / "test.jsonl", any_text=True)
+            predictions = read_predictions(folder / PREDICTIONS / f"{system}.jsonl", len(examples))
+            verdicts = judge(examples, predictions, folder / DATASET / "tables.db", execute_as=execute_as)
         except SqloraError as error:
-            where = error.where.replace(str(dataset.parent.parent), revision)
+            if revision == WORKSPACE:
+                raise
             raise SqloraError(
-                where, found=error.found, expected=error.expected, next_step=f"Run dvc repro in {revision} again."
+                error.where.replace(str(folder), revision),
+                found=error.found,
+                expected=error.expected,
+                next_step=f"Check {revision} out and run dvc repro there.",
             ) from None
+    return Run(revision, examples, predictions, verdicts)
 
 
 @contextmanager
-def _files(root: Path, revision: str, system: str) -> Iterator[tuple[Path, Path]]:
-    """The folder of the dataset and the file of the predictions of a revision."""
+def _files(root: Path, revision: str, system: str) -> Iterator[tuple[Path, str]]:
+    """A folder that holds the dataset and the predictions of a revision in their places, and its score.execute."""
     names = (f"{DATASET}/test.jsonl", f"{DATASET}/tables.db", f"{PREDICTIONS}/{system}.jsonl")
     if revision == WORKSPACE:
         for name in names:
@@ -141,12 +157,21 @@ def _files(root: Path, revision: str, system: str) -> Iterator[tuple[Path, Path]
                 raise SqloraError(
                     root / name, found="no such file", expected="a finished run", next_step="Run dvc repro."
                 )
-        yield root / DATASET, root / names[2]
+        yield root, _execute_as(root / PARAMS_FILE)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        for name in names:
+        for name in (*names, str(PARAMS_FILE)):
             _fetch(root, revision, name, Path(scratch) / name)
-        yield Path(scratch) / DATASET, Path(scratch) / names[2]
+        yield Path(scratch), _execute_as(Path(scratch) / PARAMS_FILE)
+
+
+def _execute_as(params: Path) -> str:
+    """score.execute of a revision, whose other parameters may be those of another version; older ones had none."""
+    try:
+        section = (YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8")) or {}).get("score")
+    except (YAMLError, AttributeError, UnicodeDecodeError, OSError):
+        section = None
+    return "text" if section == {"execute": "text"} else "form"
 
 
 def _fetch(root: Path, revision: str, name: str, target: Path) -> None:
@@ -155,11 +180,12 @@ def _fetch(root: Path, revision: str, name: str, target: Path) -> None:
     from dvc.exceptions import DvcException
     from dvc.scm import SCMError
     from dvc_data.index import DataIndexDirError
+    from scmrepo.exceptions import SCMError as GitError
 
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         DVCFileSystem(str(root), rev=revision).get_file(name, str(target))
-    except SCMError as error:
+    except (SCMError, GitError) as error:
         raise SqloraError(
             f"revision {revision}",
             found=str(error),

@@ -10,6 +10,7 @@ from typing import Any
 from sqlora.errors import SqloraError
 from sqlora.split.draw import Split, gold_results, is_degenerate
 from sqlora.sql.execute import Execution
+from sqlora.sql.parse import parse_sql
 from sqlora.text import Example
 from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.form import AGGREGATES
@@ -25,11 +26,17 @@ def describe(split: Split, db: Path, tokenizer: Tokenizer) -> dict[str, Any]:
         SqloraError: if the gold query of a test question cannot be executed: nothing could be compared with it.
     """
     trained = {(example.header, example.question) for example in split.examples["train"]}
-    return {
-        name: _describe(examples, tokenizer, _execute(name, examples, db))
-        | {"questions_in_train": 0 if name == "train" else sum((e.header, e.question) in trained for e in examples)}
-        for name, examples in split.examples.items()
-    }
+    tables = {example.table_id for example in split.examples["train"]}
+    description = {}
+    for name, examples in split.examples.items():
+        description[name] = _describe(examples, tokenizer, _execute(name, examples, db))
+        if name != "train":
+            description[name] |= {
+                "tables_in_train": len({example.table_id for example in examples} & tables),
+                "questions_in_train": sum((example.header, example.question) in trained for example in examples),
+            }
+    description["test"]["degenerate_dropped"] = split.dropped
+    return description
 
 
 def _execute(name: str, examples: Sequence[Example], db: Path) -> list[Execution]:
@@ -60,10 +67,19 @@ def _describe(examples: Sequence[Example], tokenizer: Tokenizer, gold: Sequence[
         "tokens": _lengths([len(example.tokens) for example in encoded]),
         "completion_tokens": _lengths([len(example.tokens) - example.prompt_tokens for example in encoded]),
         "degenerate": sum(map(is_degenerate, gold)),
+        "unreadable": sum(map(_is_unreadable, examples)),
         "duplicates": len(examples) - len({(example.table_id, example.question) for example in examples}),
         "values_in_question": round(sum(stated) / len(stated), 4) if stated else None,
         "questions_without_value": sum(map(_lacks_a_value, examples)),
     }
+
+
+def _is_unreadable(example: Example) -> bool:
+    """Whether the gold query's text reads as another query or as none, such as `10 km` beside a `real` column.
+
+    An answer that is this text to the letter is right all the same.
+    """
+    return parse_sql(example.completion, example.table_id, example.header, example.types).form != example.sql
 
 
 def _lacks_a_value(example: Example) -> bool:

@@ -19,10 +19,14 @@ SPLITS = {"train": "train", "valid": "dev", "test": "test"}  # ours -> WikiSQL's
 
 @dataclass(frozen=True)
 class Split:
-    """examples: split name -> examples in the order drawn; tables: those that the examples ask about."""
+    """examples: split name -> examples in the order drawn; tables: those that the examples ask about.
+
+    dropped: degenerate questions of the test part that could not be drawn.
+    """
 
     examples: dict[str, list[Example]]
     tables: list[Table]
+    dropped: int = 0
 
 
 def draw_split(wikisql: Path, params: SplitParams) -> Split:
@@ -35,11 +39,11 @@ def draw_split(wikisql: Path, params: SplitParams) -> Split:
     examples: dict[str, list[Example]] = {}
     used: list[Table] = []
     seen: dict[str, str] = {}
+    dropped = 0
     for name, part in SPLITS.items():
         tables = read_tables(wikisql / f"{part}.tables.jsonl")
         questions = read_questions(wikisql / f"{part}.jsonl", tables)
         _require_new(wikisql / f"{part}.tables.jsonl", tables, seen, part)
-        dropped = 0
         if name == "test" and params.drop_degenerate:
             kept = _without_degenerate(questions, tables)
             dropped = len(questions) - len(kept)
@@ -49,7 +53,7 @@ def draw_split(wikisql: Path, params: SplitParams) -> Split:
         drawn = [questions[index] for index in order[:size]]
         examples[name] = [_example(question, tables[question.table_id]) for question in drawn]
         used += [tables[table_id] for table_id in dict.fromkeys(question.table_id for question in drawn)]
-    return Split(examples, used)
+    return Split(examples, used, dropped)
 
 
 def gold_results(examples: Sequence[Example], db: Path) -> list[Execution]:
@@ -92,8 +96,10 @@ def _size(path: Path, name: str, wanted: int | None, there: int, dropped: int) -
         raise SqloraError(
             path,
             found=f"{there} questions{left}",
-            expected=f"at least the {max(size, 1)} that split.{name}_size asks for",
-            next_step=f"Lower split.{name}_size in params.yaml, or let data.source name more questions.",
+            expected=f"at least the {size} that split.{name}_size asks for" if size else "at least one",
+            next_step=f"Lower split.{name}_size in params.yaml, or let data.source name more questions."
+            if size
+            else "Let data.source name questions for each of train, dev and test.",
         )
     return size
 

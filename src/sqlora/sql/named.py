@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from sqlora.errors import SqloraError
 from sqlora.sql.execute import Execution, table_name
 from sqlora.sql.sandbox import Sandbox, open_sandbox
 from sqlora.wikisql.form import Schema
@@ -26,33 +27,30 @@ def open_named(db: Path, tables: Iterable[Schema]) -> Iterator[Sandbox]:
     """
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "named.db"
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.execute("PRAGMA journal_mode = OFF")
-            connection.execute("PRAGMA synchronous = OFF")
-            connection.execute("ATTACH ? AS original", (f"{db.resolve().as_uri()}?mode=ro",))
-            connection.execute("BEGIN")
-            for table in {table.id: table for table in tables}.values():
-                columns = ", ".join(
-                    f"{_quoted(name)} {kind} COLLATE NOCASE"
-                    for name, kind in zip(_distinct(table.header), table.types, strict=True)
-                )
-                connection.execute(f"CREATE TABLE main.{_quoted(table.id)} ({columns})")
-                connection.execute(
-                    f"INSERT INTO main.{_quoted(table.id)} SELECT * FROM original.{_quoted(table_name(table.id))}"
-                )
-            connection.execute("COMMIT")
+        try:
+            _copy(db, path, {table.id: table for table in tables}.values())
+        except (sqlite3.Error, ValueError) as error:
+            raise SqloraError(
+                db,
+                found=f"tables that cannot be copied ({error})",
+                expected="every table of the test split, with an id that SQLite takes for a name",
+                next_step="Delete the file and run dvc repro, or set score.execute in params.yaml to form.",
+            ) from None
         with open_sandbox(path) as sandbox:
             yield sandbox
 
 
 def execute_text(sql: str, table: Schema, sandbox: Sandbox) -> Execution:
-    """Execute an answer as it stands, but for the table's id, which is put in quotes where it stands bare.
+    """Execute an answer as it stands, but for texts, which become lower case as the database's are, and the table's id,
+    which is put in quotes where it stands bare.
 
     An answer of more than one column fails with `unsupported`: no gold query gives one.
     """
 
     def quote(found: re.Match[str]) -> str:
-        return _quoted(table.id) if found["id"] else found[0]
+        if found["id"]:
+            return _quoted(table.id)
+        return found[0].lower() if found[0].startswith("'") else found[0]
 
     id_ = rf"(?<![\w-])(?P<id>{re.escape(table.id)})(?![\w-])"
     result = sandbox.run(re.sub(rf"{_SKIPPED}|{id_}", quote, sql, flags=re.S | re.I))
@@ -61,6 +59,24 @@ def execute_text(sql: str, table: Schema, sandbox: Sandbox) -> Execution:
     if len(result.columns) != 1:
         return Execution(failure="unsupported")
     return Execution(tuple(row[0] for row in result.rows))
+
+
+def _copy(db: Path, path: Path, tables: Iterable[Schema]) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None, uri=True)) as connection:
+        connection.execute("PRAGMA journal_mode = OFF")
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute("ATTACH ? AS original", (f"{db.resolve().as_uri()}?mode=ro",))
+        connection.execute("BEGIN")
+        for table in tables:
+            columns = ", ".join(
+                f"{_quoted(name)} {kind} COLLATE NOCASE"
+                for name, kind in zip(_distinct(table.header), table.types, strict=True)
+            )
+            connection.execute(f"CREATE TABLE main.{_quoted(table.id)} ({columns})")
+            connection.execute(
+                f"INSERT INTO main.{_quoted(table.id)} SELECT * FROM original.{_quoted(table_name(table.id))}"
+            )
+        connection.execute("COMMIT")
 
 
 def _distinct(header: Sequence[str]) -> list[str]:

@@ -17,7 +17,8 @@ class Name:
 
     def __init__(self, text: str) -> None:
         self.text = text.strip()
-        self._words = self.text.lower().split()
+        # With their own lengths: the lower case of a letter may be longer than the letter.
+        self._words = [(word.lower(), len(word)) for word in self.text.split()]
 
     def match(self, query: str, place: int) -> Iterator[tuple[int, bool]]:
         """Yield (end, whether bare and in the same letters) for each way in which the name stands at `place`."""
@@ -32,14 +33,14 @@ class Name:
                     yield end + 1, False
 
     def _bare(self, query: str, place: int) -> int | None:
-        for number, word in enumerate(self._words):
+        for number, (word, length) in enumerate(self._words):
             if number:
                 start = place
                 while place < len(query) and query[place].isspace():
                     place += 1
                 if place == start:
                     return None
-            if query[place : place + len(word)].lower() != word:
+            if query[place : place + length].lower() != word:
                 return None
-            place += len(word)
+            place += length
         return place

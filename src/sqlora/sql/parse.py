@@ -31,11 +31,19 @@ _OPERATOR = re.compile(r"\s*([=<>])(?![=>])\s*|\s*==\s*")
 _OTHER_SELECT = re.compile(r"DISTINCT\b|\*|\w+\s*\(\s*(?:\*|DISTINCT\b)", re.I)
 _OTHER_OPERATOR = re.compile(r"\s*(?:[<>!]=|<>)|\s+(?:NOT|LIKE|IN|BETWEEN|IS)\b", re.I)
 _OTHER_CLAUSE = re.compile(r"\s+(?:OR|ORDER|GROUP|LIMIT|HAVING|UNION|INTERSECT|EXCEPT|JOIN|INNER|LEFT|AS)\b", re.I)
+# Behind a text's quote these are SQL, not the text going on: `'Ann' OR Name = 'Bo'`.
+_OTHER_CONDITION = re.compile(
+    r"\s+(?:OR\s[^'=<>]*(?:[=<>]|\sLIKE\b|\sIN\b|\sIS\b)|(?:ORDER|GROUP)\s+BY\s|LIMIT\s+\d|HAVING\s|"
+    r"(?:UNION|INTERSECT|EXCEPT)\s(?:ALL\s+)?SELECT\b)",
+    re.I,
+)
 # What begins a condition whatever its column is called; tells an unknown column from a text that holds an AND.
 _SOME_CONDITION = re.compile(r"[^'=<>]*[=<>]")
 _NUMBER = re.compile(r"[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?", re.I)
 # WikiSQL calls some columns real that hold `1995-96` or `10th`: one word that begins as a number does.
-_REAL = re.compile(r"(?P<quote>['\"]?)(?P<value>[-+]?\.?\d(?:[^\s'\";]*[\w%.)])?)(?P=quote)(?=\s|;|\Z)")
+_REAL = re.compile(
+    r"(?P<quote>['\"])(?P<quoted>[^'\"]*)(?P=quote)(?=\s|;|\Z)|(?P<bare>[-+]?\.?\d(?:[^\s'\";]*[\w%.)])?)(?=\s|;|\Z)"
+)
 # Bounds of time and recursion for what a model may write; far above what any table's query needs.
 _LONGEST = 10_000
 _MOST_OPERATORS = 100
@@ -78,7 +86,8 @@ def parse_sql(text: str, table_id: str, header: Sequence[str], types: Sequence[s
     ANDs. A value of a `real` column is a number, with or without thousands separators and quotes around it.
 
     Read as well, because models write it: names and the table's id in double quotes, backticks or brackets,
-    `COUNT(name)`, texts in double quotes, a bare number beside a text column, `==`, a semicolon at the end.
+    `COUNT(name)`, texts in double quotes, a bare number beside a text column, any text in quotes beside a `real` one,
+    `==`, a semicolon at the end. Quotes that SQL would double stand as they are written.
 
     What no parser can tell apart is read so: a name that begins with an aggregate beats the aggregate (unless only
     the latter has the letter case right), and of two columns of one name the first one is meant.
@@ -206,10 +215,10 @@ class _Parser:
         if kind == "text" and quote in ("'", '"'):
             return self._text(start, quote)
         found = _REAL.match(self.text, start)
-        if not found or (kind == "text" and found["quote"]):
+        if not found:
             self._failure(start, "bad_syntax")
             return []
-        literal = found["value"]
+        literal = found["quoted"] if found["bare"] is None else found["bare"]
         number = parse_number(literal) if kind == "real" else None
         value: Value = literal if number is None else number
         if _END.match(self.text, found.end()):
@@ -221,6 +230,11 @@ class _Parser:
         rest = self._conditions(following.end())
         return [] if rest is None else [(value, literal, rest)]
 
+    def _other_operator(self, start: int) -> bool:
+        """Whether a column and an operator that no logical form has stand there."""
+        ends = (end for _, name in self.columns for end, _ in name.match(self.text, start))
+        return any(_OTHER_OPERATOR.match(self.text, end) for end in ends)
+
     def _text(self, start: int, quote: str) -> list[tuple[Value, str, tuple[_Read, ...]]]:
         end = start
         while (end := self.text.find(quote, end + 1)) != -1:
@@ -229,13 +243,14 @@ class _Parser:
                 return [(literal, literal, ())]
             following = _AND.match(self.text, end + 1)
             if not following:
-                if _OTHER_CLAUSE.match(self.text, end + 1):
+                if _OTHER_CONDITION.match(self.text, end + 1):
                     self._failure(end + 1, "unsupported")
+                    return []
                 continue
             rest = self._conditions(following.end())
             if rest is not None:
                 return [(literal, literal, rest)]
-            if _SOME_CONDITION.match(self.text, following.end()):
+            if _SOME_CONDITION.match(self.text, following.end()) or self._other_operator(following.end()):
                 return []
         self._failure(start, "bad_syntax")
         return []

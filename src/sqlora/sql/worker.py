@@ -33,7 +33,7 @@ _GRACE_SECONDS = 0.5  # CPU time after the deadline before the process is killed
 _ADDRESS_SPACE = 64 << 20  # for Python's own objects, beyond what SQLite may take
 
 # Left out on purpose: whatever reads or writes files, makes values out of nothing (randomblob, zeroblob, printf,
-# format), looks at SQLite itself, or gives another answer on each call (random).
+# format), looks at SQLite itself, or is random. Dates are let through, `now` included.
 _FUNCTIONS = """
     avg count group_concat max median min percentile percentile_cont percentile_disc string_agg sum total
     json_group_array json_group_object
