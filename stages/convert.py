@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sqlora.convert.model import convert_model
+from sqlora.convert.child import convert_in_child
 from sqlora.params.convert import ConvertParams
 from sqlora.publish import publish_folder
 from sqlora.stage import run_stage
@@ -13,7 +13,15 @@ from sqlora.stage import run_stage
 def main(source_model: Path, out: Path, convert: ConvertParams) -> None:
     """Write config.json, generation_config.json, sharded safetensors with their index, and the tokenizer."""
     with publish_folder(out) as folder:
-        convert_model(source_model, folder, dtype=convert.dtype)
+        notes = convert_in_child(
+            source_model,
+            folder,
+            dtype=convert.dtype,
+            quantize=convert.quantize,
+            group_size=convert.group_size,
+        )
+    for note in notes:
+        print(note)
 
 
 if __name__ == "__main__":

@@ -29,16 +29,16 @@ def main(out: Path, data: DataParams) -> None:
             write_demo_archive(path, data.demo_seed)
             return path
 
-        source = obtain("data", data.source, checksum=data.checksum, demo=demo)
+        found = obtain("data", data.source, checksum=data.checksum, demo=demo)
         with publish_folder(out) as folder:
-            extract(source, FILES, folder, max_bytes=MAX_BYTES)
+            extract(found.path, FILES, folder, max_bytes=MAX_BYTES)
             try:
                 for part in PARTS:
                     read_questions(folder / f"{part}.jsonl", read_tables(folder / f"{part}.tables.jsonl"))
             except SqloraError as error:
                 raise SqloraError(
                     # The folder goes away with the error; what the user can look into is the source.
-                    error.where.replace(str(folder), shown(data.source)),
+                    error.where.replace(str(folder), shown(found.source)),
                     found=error.found,
                     expected=error.expected,
                     next_step="Correct that in the source, or set data.source in params.yaml to another.",

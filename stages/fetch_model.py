@@ -1,23 +1,19 @@
-"""Fetch the base model: its weights, params.json and tokenizer in Mistral's format."""
+"""Fetch the base model: weights, configuration and tokenizer, in Mistral's or in Hugging Face's format."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sqlora.fetch.archive import extract
-from sqlora.fetch.source import obtain
+from sqlora.fetch.model import fetch_model
 from sqlora.params.model import ModelParams
 from sqlora.publish import publish_folder
 from sqlora.stage import run_stage
 
-FILES = ("consolidated.00.pth", "params.json", "tokenizer.model")
-
 
 def main(demo: Path, out: Path, model: ModelParams) -> None:
     """`demo` is the embedded base model's tar, used when model.source says so."""
-    source = obtain("model", model.source, checksum=model.checksum, demo=lambda: demo)
     with publish_folder(out) as folder:
-        extract(source, FILES, folder)
+        fetch_model(model.source, checksum=model.checksum, demo=lambda: demo, folder=folder)
 
 
 if __name__ == "__main__":

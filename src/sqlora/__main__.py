@@ -33,6 +33,9 @@ def main() -> int:
     importer.add_argument("--seed", type=int, default=1, help="of the choice of tables for each part (1)")
     importer.add_argument("--text", action="append", default=[], metavar="COLUMN", help="text, whatever it looks like")
     importer.add_argument("--delimiter", choices=["comma", "semicolon", "tab"], help="found out if not given")
+    verifier = commands.add_parser("verify", help="hash artifacts and DVC's cache again and name what is damaged")
+    verifier.add_argument("--remote", action="store_true", help="the default remote as well")
+    verifier.add_argument("--json", action="store_true", help="print everything as JSON")
     arguments = parser.parse_args()
     # Each command imports what it needs: `check` starts in a tenth of a second because it loads no MLX.
     if arguments.command == "check":
@@ -55,6 +58,10 @@ def main() -> int:
         from sqlora.import_csv.command import run as run_import
 
         return run_import(arguments)
+    elif arguments.command == "verify":
+        from sqlora.verify.command import run as run_verify
+
+        return run_verify(Path(), remote=arguments.remote, as_json=arguments.json)
     return 0
 
 

@@ -48,9 +48,9 @@ def diagnose() -> tuple[list[tuple[str, str]], list[str]]:
         missing.append(f"{speed:.0f} GFLOP/s is slow even for a CPU: is another process using it?")
     if sys.platform == "linux" and not gpu and shutil.which("nvidia-smi"):
         missing.append("An NVIDIA GPU is there but MLX's CUDA build is not: pip install -r requirements-cuda.txt")
-    if free < 75:
+    if free < 60:
         missing.append(
-            f"{free:.0f} GB of free disk: enough for the demo, but a Mistral profile needs 75 (45 on APFS or btrfs)."
+            f"{free:.0f} GB of free disk: enough for the demo, but a Mistral profile needs 60 (30 on APFS or btrfs)."
         )
     return facts, missing
 

@@ -13,6 +13,6 @@ BLAS = load_fast_blas()
 import mlx.core as mx  # noqa: E402 - the order is what this module is for
 import mlx.nn as nn  # noqa: E402
 import mlx.optimizers as optimizers  # noqa: E402
-from mlx.utils import tree_flatten, tree_map  # noqa: E402
+from mlx.utils import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
-__all__ = ["BLAS", "mx", "nn", "optimizers", "tree_flatten", "tree_map"]
+__all__ = ["BLAS", "mx", "nn", "optimizers", "tree_flatten", "tree_map", "tree_unflatten"]

@@ -57,6 +57,11 @@ def add_adapter(model: nn.Module, folder: Path) -> None:
 
 
 def context_length(config: dict[str, Any]) -> int:
-    """How many tokens the model computes correctly: mlx-lm ignores a sliding window, which makes no odds below it."""
-    limits: Iterable[Any] = (config.get("sliding_window"), config.get("max_position_embeddings"))
+    """How many tokens the model computes correctly.
+
+    mlx-lm applies a sliding window to the layers that `layer_types` names and ignores it where there is no such list;
+    it makes no odds below the window, so there the window is the limit.
+    """
+    windowed = "sliding_attention" in (config.get("layer_types") or ())
+    limits: Iterable[Any] = (None if windowed else config.get("sliding_window"), config.get("max_position_embeddings"))
     return min((limit for limit in limits if limit), default=4096)

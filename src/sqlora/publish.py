@@ -33,9 +33,13 @@ def _beside(target: Path) -> Iterator[Path]:
     try:
         yield partial
         _sync(partial)
-        if partial.is_dir() and target.exists():
-            _remove(target)
+        old = target.with_name(f".old-{target.name}")
+        _remove(old)
+        if partial.is_dir() and (target.exists() or target.is_symlink()):
+            # A folder cannot take another's place in one step, and deleting one takes time; moving it away does not.
+            os.replace(target, old)
         os.replace(partial, target)
+        _remove(old)
     except BaseException:
         _remove(partial)
         raise

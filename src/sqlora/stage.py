@@ -50,7 +50,7 @@ def run(work: Callable[[], object]) -> NoReturn:
             "Run `pip install -r requirements.txt` in this environment."
         )
     except OSError as error:
-        fail(_disk_full(error.filename) if error.errno == errno.ENOSPC else _unexpected(error))
+        fail(_system_error(error))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: a user must not see a traceback
         # safetensors and MLX raise errors of their own kind for a full disk.
         fail(_disk_full() if os.strerror(errno.ENOSPC) in str(error) else _unexpected(error))
@@ -90,6 +90,22 @@ def _arguments(main: Callable[..., None]) -> dict[str, Any]:
     if check.returncode:
         sys.exit(check.returncode)
     return arguments | read_params(PARAMS_FILE, sections)
+
+
+def _system_error(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _disk_full(error.filename)
+    if error.errno == errno.EFBIG:
+        return (
+            f"{error.filename or Path.cwd()}: found a limit on the size of a file; expected that a whole file may be "
+            "written. Lift the limit (`ulimit -f unlimited`) or move the project to another file system."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and error.filename:
+        return (
+            f"{error.filename}: found {(error.strerror or str(error)).lower()}; expected one that this user "
+            "may read and write. Correct its permissions, or move the project to a file system that can be written."
+        )
+    return _unexpected(error)
 
 
 def _disk_full(file: object = None) -> str:

@@ -20,6 +20,7 @@ from tars import good_tar
 from web_server import WebServer
 
 from sqlora.errors import SqloraError
+from sqlora.fetch.archive import extract
 from sqlora.fetch.download import DOWNLOADS, QUARANTINE
 from sqlora.fetch.source import obtain
 
@@ -28,7 +29,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from sqlora.fetch.source import obtain
-print(obtain("data", sys.argv[1], checksum=None, demo=Path))
+print(obtain("data", sys.argv[1], checksum=None, demo=Path).path)
 """
 
 
@@ -54,7 +55,9 @@ def body(here: Path) -> bytes:
 
 
 def fetch(url: str, checksum: str | None = None, room_for: int = 0) -> Path:
-    return obtain("data", url, checksum=checksum, demo=Path, room_for=room_for)
+    return obtain(
+        "data", url, checksum=checksum, demo=Path, room_for=lambda size: (room_for, f"what is made of {size} bytes")
+    ).path
 
 
 def fails(call: Callable[[], object], url: str) -> SqloraError:
@@ -98,6 +101,19 @@ def test_dropped_connection_without_a_size(server: WebServer, body: bytes) -> No
     url = server.serve("/x.tar", b"10\r\n" + body[:16] + b"\r\n", length=False, headers=chunked, ranges=False)
     error = fails(lambda: fetch(url), url)
     assert error.found == "16 bytes before the connection ended"
+
+
+def test_a_download_that_only_its_tar_shows_to_be_cut_is_not_used_again(server: WebServer, body: bytes) -> None:
+    # Neither a size nor a checksum: what came looks complete.
+    url = server.serve("/x.tar", body[: len(body) // 2], length=False)
+    path = fetch(url)
+    Path("out").mkdir()
+    with pytest.raises(SqloraError, match=r"truncated.*moved to \.sqlora/quarantine/x\.tar\. Run again"):
+        extract(path, ("a.bin",), Path("out"))
+    assert left() == []
+    assert (QUARANTINE / "x.tar").exists()
+    server.serve("/x.tar", body)
+    assert fetch(url).read_bytes() == body
 
 
 def test_progress_resets_the_count_of_attempts(server: WebServer, body: bytes) -> None:
@@ -288,7 +304,7 @@ def test_too_little_disk(server: WebServer, body: bytes, monkeypatch: pytest.Mon
         fetch(url, room_for=6 * 10**9)
     assert caught.value.where.endswith(str(next(DOWNLOADS.iterdir())))
     assert caught.value.found == "5 GB of free disk space"
-    assert caught.value.expected.startswith("6 GB: 0.00231 to download x.tar and 6 for what")
+    assert caught.value.expected.startswith("6 GB: 0.00231 to download x.tar and 6 for what is made of 23")
     assert left() == []
     assert fetch(url, room_for=4 * 10**9).read_bytes() == body
 

@@ -98,6 +98,18 @@ def test_fetch_model_and_convert(kitchen: Kitchen) -> None:
     assert "model-00001-of-00001.safetensors" in files(kitchen.folder / "artifacts/model")
 
 
+def test_fetch_model_from_the_second_of_two_sources_in_hugging_faces_format(kitchen: Kitchen) -> None:
+    names = ["config.json", "model.safetensors", "tokenizer.json"]
+    (kitchen.folder / "made").mkdir()
+    for name in [*names, "README.md"]:
+        (kitchen.folder / "made" / name).write_text(name)
+    kitchen.params["model"] = {"source": ["none.tar", "made"], "checksum": None}
+    run = kitchen.run("fetch_model", "--demo", "base.tar", "--out", "artifacts/source-model")
+    assert run.returncode == 0, run.stderr
+    assert "none.tar: no such file or folder; trying the next source" in run.stderr
+    assert files(kitchen.folder / "artifacts/source-model") == names
+
+
 def test_source_that_is_not_there(kitchen: Kitchen) -> None:
     run = kitchen.fetch_model("models/mistral.tar")
     assert_fails(

@@ -50,6 +50,7 @@ def test_nothing_runs_when_nothing_changed(project: Project) -> None:
         ({"score__execute": "text"}, {"score", "report"}),
         ({"split__drop_degenerate": True}, {"split"}),  # the demo has no such question
         ({"convert__dtype": "bfloat16"}, {"convert", "generate_base", *AFTER_TRAINING}),
+        ({"convert__quantize": 4}, {"convert", "generate_base", *AFTER_TRAINING}),
         ({"model__source": "other.tar"}, {"fetch_model", "convert", "generate_base", *AFTER_TRAINING}),
     ],
     ids=lambda value: next(iter(value)).replace("__", ".") if isinstance(value, dict) else "",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_model import CONFIG, random_weights, shapes, write_checkpoint
 
-from sqlora.convert.checkpoint import MistralConfig, expected_shapes, open_weights, read_config
+from sqlora.convert.checkpoint import MistralConfig, expected_shapes, read_config
+from sqlora.convert.pickled import PickledWeights
 from sqlora.errors import SqloraError
 
 MISTRAL_7B = {
@@ -48,7 +49,7 @@ def saved(tmp_path: Path, state: object) -> Path:
 
 def problem_with(path: Path, config: dict = CONFIG) -> str:
     with pytest.raises(SqloraError) as caught:
-        open_weights(path, MistralConfig(**config))
+        PickledWeights([path], MistralConfig(**config))
     assert caught.value.where == str(path)
     return caught.value.found
 
@@ -106,10 +107,10 @@ def test_unusable_config(tmp_path: Path, content: object, found: str) -> None:
 
 def test_weights_are_opened_in_order_and_as_they_are(tmp_path: Path) -> None:
     written = write_checkpoint(tmp_path, dtype=torch.bfloat16)
-    opened = open_weights(tmp_path / "consolidated.00.pth", MistralConfig(**CONFIG))
-    assert list(opened) == list(expected_shapes(MistralConfig(**CONFIG)))
-    assert all(torch.equal(opened[name], written[name]) for name in written)
-    assert opened["norm.weight"].dtype == torch.bfloat16
+    opened = PickledWeights([tmp_path / "consolidated.00.pth"], MistralConfig(**CONFIG))
+    assert list(opened.shapes) == list(expected_shapes(MistralConfig(**CONFIG)))
+    assert all(torch.equal(opened.load(name), written[name]) for name in written)
+    assert opened.load("norm.weight").dtype == torch.bfloat16
 
 
 def test_every_bad_tensor_is_listed_at_once(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from tiny_model import CONFIG, reference_logits, shapes, write_checkpoint
 from sqlora.convert.checkpoint import expected_shapes
 from sqlora.convert.huggingface import huggingface_name, split_rotary_pairs
 from sqlora.convert.model import cast_weight, convert_model
-from sqlora.convert.shards import plan_shards, write_shards
 from sqlora.errors import SqloraError
 
 TOKENS = [1, 3, 500, 17, 17, 259, 300, 301, 2, 77, 404, 5, 260, 261, 262, 499, 0, 30, 31, 32]
@@ -133,34 +131,6 @@ def test_one_nan_anywhere_is_found(dtype: torch.dtype, place: int) -> None:
     tensor[place] = float("nan")
     with pytest.raises(SqloraError, match="1 of 10000 values"):
         cast_weight(tensor, dtype, "x")
-
-
-def test_a_cast_never_shares_the_files_memory() -> None:
-    tensor = torch.zeros(3)
-    assert cast_weight(tensor, torch.float32, "x").data_ptr() != tensor.data_ptr()
-
-
-def test_shards_keep_the_order_and_the_limit() -> None:
-    assert plan_shards({"a": 4, "b": 4, "c": 4, "d": 20, "e": 1}, limit=10) == [["a", "b"], ["c"], ["d"], ["e"]]
-    assert plan_shards({"a": 10}, limit=10) == [["a"]]
-
-
-def test_no_more_than_one_shard_is_in_memory(tmp_path: Path) -> None:
-    sizes = {str(n): 4000 for n in range(10)}
-    alive: set[str] = set()
-    most = 0
-
-    def load(name: str) -> torch.Tensor:
-        nonlocal most
-        tensor = torch.zeros(1000)
-        alive.add(name)
-        weakref.finalize(tensor, alive.discard, name)
-        most = max(most, len(alive))
-        return tensor
-
-    write_shards(tmp_path, sizes, load, limit=12_000)
-    assert most == 3
-    assert len(tensors(tmp_path)) == 10
 
 
 def test_own_list_of_shapes_is_that_of_the_tests() -> None:

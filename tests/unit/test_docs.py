@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ def test_files_that_a_document_names_exist(path: Path) -> None:
 def test_the_tree_shows_what_is_there() -> None:
     tree = README.split("## What is where")[1].split("```")[1]
     shown = set(re.findall(r"^(\w+)/", tree, re.MULTILINE)) - {"artifacts"}
-    there = {path.name for path in ROOT.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    there -= {"artifacts"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    there = {line.split("/")[0] for line in tracked.splitlines() if "/" in line and not line.startswith((".", '"'))}
     assert shown == there
     for name in re.findall(r"([\w.]+\.py)\b", tree):
         assert (ROOT / "src" / "sqlora" / name).is_file(), name

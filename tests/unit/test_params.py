@@ -21,9 +21,11 @@ class Section:
     kind: Annotated[str, OneOf(("a", "b"))]
     note: str | None
     items: tuple[Annotated[str, OneOf(("x", "y"))], ...]
+    source: str | tuple[str, ...]
 
 
 GOOD = "section:\n  count: 3\n  rate: 1e-5\n  name: n\n  flag: true\n  kind: a\n  note: null\n  items: [x, y]\n"
+GOOD += "  source: s\n"
 
 
 def read(tmp_path: Path, text: str, **options: bool) -> Section:
@@ -35,7 +37,11 @@ def read(tmp_path: Path, text: str, **options: bool) -> Section:
 
 
 def test_reads_every_type(tmp_path: Path) -> None:
-    assert read(tmp_path, GOOD) == Section(3, 1e-5, "n", True, "a", None, ("x", "y"))
+    assert read(tmp_path, GOOD) == Section(3, 1e-5, "n", True, "a", None, ("x", "y"), "s")
+
+
+def test_a_text_or_a_list(tmp_path: Path) -> None:
+    assert read(tmp_path, GOOD.replace("source: s", "source: [t, s]")).source == ("t", "s")
 
 
 def test_exponents_without_a_point_are_numbers_and_whole_numbers_are_rates(tmp_path: Path) -> None:
@@ -61,6 +67,16 @@ def test_exponents_without_a_point_are_numbers_and_whole_numbers_are_rates(tmp_p
         ("flag: true", "flag: yes", "section.flag: is 'yes'"),
         ("kind: a", "kind: c", "section.kind: is 'c'; allowed is one of a, b"),
         ("note: null", "note: 3", "section.note: is 3; allowed is a text or null"),
+        (
+            "items: [x, y]",
+            "items: [x, x]",
+            "section.items: is ['x', 'x']; allowed is a list, each item one of x, y, each",
+        ),
+        ("source: s", "source: 3", "section.source: is 3; allowed is a text or a list, each item a text, each once"),
+        ("source: s", "source: [a, 3]", "section.source: is ['a', 3]; allowed is a text or a list"),
+        ("source: s", "source: [a, b, a]", "section.source: is ['a', 'b', 'a']; allowed is a text or a list"),
+        ("source: s", "source: []", "section.source: is []"),
+        ("source: s", "source: null", "section.source: is None; allowed is a text or a list"),
         ("items: [x, y]", "items: [x, z]", "section.items: is ['x', 'z']; allowed is a list"),
         ("items: [x, y]", "items: []", "section.items: is []"),
         ("items: [x, y]", "items: x", "section.items: is 'x'"),

@@ -40,3 +40,11 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
         (folder / "new").write_text("new")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_takes_the_place_of_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with publish_folder(tmp_path / "out") as folder:
+        (folder / "new").write_text("new")
+    assert not (tmp_path / "out").is_symlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

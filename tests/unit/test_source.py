@@ -33,7 +33,7 @@ def no_demo() -> Path:
 
 
 def fetch(*sources: object, checksum: str | None = None) -> Path:
-    return obtain("model", [str(source) for source in sources], checksum=checksum, demo=no_demo)
+    return obtain("model", [str(source) for source in sources], checksum=checksum, demo=no_demo).path
 
 
 def problem(call: Callable[[], object]) -> SqloraError:
@@ -50,8 +50,8 @@ def digest(path: Path, kind: str) -> str:
 
 def test_a_path_is_taken_as_it_is(here: Path) -> None:
     assert fetch(good_tar(here / "x.tar")) == here / "x.tar"
-    assert obtain("model", str(here / "x.tar"), checksum=None, demo=no_demo) == here / "x.tar"
-    assert obtain("model", "demo", checksum=None, demo=lambda: here / "x.tar") == here / "x.tar"
+    assert obtain("model", str(here / "x.tar"), checksum=None, demo=no_demo).path == here / "x.tar"
+    assert obtain("model", "demo", checksum=None, demo=lambda: here / "x.tar").path == here / "x.tar"
 
 
 def test_a_source_that_is_not_there_is_named_absolutely(here: Path) -> None:

@@ -41,5 +41,5 @@ def test_the_references_prompt_would_not_fit(tokenizer: Tokenizer) -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SqloraError, match=r"tokenizer\.model.*no such file"):
+    with pytest.raises(SqloraError, match=r"tokenizer\.json.*no such file"):
         Tokenizer(tmp_path)

@@ -1,27 +1,20 @@
-"""Reads a Mistral-format checkpoint: params.json and consolidated.00.pth, both from strangers and so both checked."""
+"""Reads params.json of a Mistral-format model, which comes from strangers and so is checked."""
 
 from __future__ import annotations
 
 import json
 import math
-import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from sqlora.errors import SqloraError
 
-WEIGHTS_FILE = "consolidated.00.pth"
 CONFIG_FILE = "params.json"
 TOKENIZER_FILE = "tokenizer.model"
 
 _SIZES = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size")
 _LARGEST_SIZE = 10_000_000  # far above any model; stops a hostile file from asking for endless lists
 _MOST_LISTED = 10
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ def read_config(path: Path) -> MistralConfig:
         if fields["head_dim"] % 2:
             problems.append(f"head_dim {fields['head_dim']} is odd, so rotary pairs are impossible")
     if problems:
-        raise _bad_config(path, _listing(problems))
+        raise _bad_config(path, listing(problems))
     return MistralConfig(**fields)
 
 
@@ -100,47 +93,12 @@ def expected_shapes(config: MistralConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"norm.weight": (dim,), "output.weight": (config.vocab_size, dim)}
 
 
-def open_weights(path: Path, config: MistralConfig) -> dict[str, torch.Tensor]:
-    """Open the weights without reading them (they are mapped into memory) and check them against the config.
-
-    Returns:
-        Name -> tensor of float32, bfloat16 or float16, exactly those of `expected_shapes(config)`.
-
-    Raises:
-        SqloraError: if the file is missing, damaged or wants to run code, or does not fit the config; every tensor
-            at fault is named.
-    """
-    if not path.is_file():
-        raise _bad_weights(path, "no such file")
-    try:
-        state: Any = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - a damaged file can fail anywhere in torch's reader, with any type
-        # torch's own text advises weights_only=False, which runs whatever code the file holds; it is not passed on.
-        if isinstance(error, pickle.UnpicklingError):
-            found = "a pickle that is damaged or asks for more than plain tensors, maybe to run code (nothing was run)"
-        else:
-            found = f"a damaged or foreign file ({type(error).__name__}: {str(error)[:150]})"
-        raise _bad_weights(path, " ".join(found.split())) from None
-    if not isinstance(state, Mapping):
-        raise _bad_weights(path, f"a {type(state).__name__} instead of tensors by name")
-
-    # Compared by count first, so that an absurd n_layers in params.json is not spelled out.
-    shapes = expected_shapes(config) if config.n_layers <= len(state) else {}
-    if not shapes:
-        raise _bad_weights(path, f"{len(state)} tensors, fewer than params.json has layers ({config.n_layers})")
-    problems = [f"{name} is missing" for name in shapes if name not in state]
-    for name, tensor in state.items():
-        if name not in shapes:
-            problems.append(f"{name} is not a tensor of this architecture")
-        elif not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            problems.append(f"{name} is no dense tensor")
-        elif tuple(tensor.shape) != shapes[name]:
-            problems.append(f"{name} has shape {tuple(tensor.shape)} where {CONFIG_FILE} implies {shapes[name]}")
-        elif tensor.dtype not in _FLOATS:
-            problems.append(f"{name} is {tensor.dtype}, not float32, bfloat16 or float16")
-    if problems:
-        raise _bad_weights(path, _listing(problems))
-    return {name: state[name].detach() for name in shapes}
+def listing(problems: list[str]) -> str:
+    """All problems in one sentence, the first ten of them in words."""
+    more = len(problems) - _MOST_LISTED
+    shown = "; ".join(problems[:_MOST_LISTED])
+    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+    return f"{count}: {shown}" + (f"; and {more} more" if more > 0 else "")
 
 
 def _is_number(value: object) -> bool:
@@ -151,13 +109,6 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_SIZE
 
 
-def _listing(problems: list[str]) -> str:
-    more = len(problems) - _MOST_LISTED
-    shown = "; ".join(problems[:_MOST_LISTED])
-    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-    return f"{count}: {shown}" + (f"; and {more} more" if more > 0 else "")
-
-
 def _bad_config(path: Path, found: str) -> SqloraError:
     return SqloraError(
         path,
@@ -165,13 +116,4 @@ def _bad_config(path: Path, found: str) -> SqloraError:
         expected=f"a Mistral-format params.json with {', '.join(_SIZES)}, norm_eps and at most rope_theta and "
         "sliding_window besides",
         next_step="Use the params.json that came with the weights.",
-    )
-
-
-def _bad_weights(path: Path, found: str) -> SqloraError:
-    return SqloraError(
-        path,
-        found=found,
-        expected=f"a torch state dict with exactly the tensors that {CONFIG_FILE} beside it implies",
-        next_step="Check that model.source is a Mistral-format model whose files belong together, and fetch it again.",
     )

@@ -87,6 +87,7 @@ def model_config(config: MistralConfig, *, dtype: str, bos: int, eos: int) -> di
     }
 
 
-def generation_config(*, bos: int, eos: int) -> dict[str, Any]:
+def generation_config(*, bos: int | None, eos: int) -> dict[str, Any]:
     """The contents of generation_config.json: greedy, as sqlora decodes."""
-    return {"bos_token_id": bos, "eos_token_id": eos, "do_sample": False}
+    start = {} if bos is None else {"bos_token_id": bos}
+    return start | {"eos_token_id": eos, "do_sample": False}

@@ -52,23 +52,26 @@ ODD_STRINGS = (
 )
 
 
-def convert_tokenizer(source: Path, folder: Path, *, vocab_size: int) -> SentencePieceProcessor:
+def convert_tokenizer(source: Path, folder: Path, *, vocab_size: int, padded: bool = False) -> SentencePieceProcessor:
     """Put tokenizer.model, tokenizer.json and tokenizer_config.json into `folder`; returns the loaded source.
 
     Args:
         source: a sentencepiece model: BPE with byte fallback, a dummy prefix and no normalisation, as Mistral's.
         folder: exists.
         vocab_size: rows of the model's embedding, which the vocabulary must have too.
+        padded: whether the embedding may have more rows, which no text uses.
 
     Raises:
         SqloraError: for another kind of model or size, or if the written tokenizer gives one different id.
     """
     sentencepiece = load_sentencepiece(source)
-    if sentencepiece.vocab_size() != vocab_size:
+    pieces = sentencepiece.vocab_size()
+    if pieces > vocab_size or (pieces < vocab_size and not padded):
         raise SqloraError(
             source,
-            found=f"a vocabulary of {sentencepiece.vocab_size()} pieces",
-            expected=f"{vocab_size}, the vocab_size in params.json and the rows of the embedding",
+            found=f"a vocabulary of {pieces} pieces",
+            expected=f"{vocab_size}, the vocab_size in {'config' if padded else 'params'}.json and the rows of the "
+            "embedding",
             next_step="Use the tokenizer.model that belongs to these weights.",
         )
     tokenizer = build_tokenizer(sentencepiece, source)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
+import os
 import shutil
 import tarfile
 import zlib
@@ -13,6 +15,8 @@ from pathlib import Path, PurePosixPath
 
 from sqlora.errors import SqloraError
 from sqlora.fetch.failure import printable
+from sqlora.fetch.places import DOWNLOADS, QUARANTINE
+from sqlora.fetch.selection import AllOf, Chosen, Selection
 from sqlora.fetch.stream import BLOCK, Content, TooLargeError
 from sqlora.progress import progress
 
@@ -28,24 +32,29 @@ _DAMAGE = (
 )
 
 
-def extract(source: Path, names: Collection[str], folder: Path, *, max_bytes: int = MAX_BYTES) -> None:
-    """Copy the files of these base names out of a tar (of any compression) or a folder into `folder`.
+def extract(
+    source: Path, wanted: Collection[str] | Selection, folder: Path, *, max_bytes: int = MAX_BYTES, link: bool = False
+) -> None:
+    """Copy the wanted files out of a tar (of any compression) or a folder into `folder`.
 
     Only regular files are taken, each under its own bare name, wherever in the tar it lies; links, devices, sparse
-    files and paths that are absolute or climb with `..` never are. A folder is searched itself and one level below; its
-    files are copied in full, because a link would let DVC write-protect the user's own files.
+    files and paths that are absolute or climb with `..` never are. A tar is read once. A folder is searched itself and,
+    for what is not there, one level below.
 
     Args:
+        wanted: bare names, or a rule that chooses among what is there.
         max_bytes: the most that the tar may hold when it is decompressed, all its members together.
+        link: whether files of a folder may become hard links. Never for a user's own: DVC would write-protect them.
 
     Raises:
         SqloraError: naming every missing file together, a name that occurs twice, a tar that is damaged, that was cut
             or that holds more than `max_bytes` or MAX_MEMBERS, or a disk that is too small.
     """
+    selection = AllOf(wanted) if isinstance(wanted, Collection) else wanted
     if source.is_dir():
-        _extract_folder(source, names, folder)
+        _extract_folder(source, selection, folder, link)
     else:
-        _extract_tar(source, names, folder, max_bytes)
+        _extract_tar(source, selection, folder, max_bytes)
 
 
 def is_tar(path: Path) -> bool:
@@ -58,19 +67,40 @@ def is_tar(path: Path) -> bool:
         return False
 
 
-def _extract_folder(source: Path, names: Collection[str], folder: Path) -> None:
-    places = {name: [p for p in (source / name, *sorted(source.glob(f"*/{name}"))) if p.is_file()] for name in names}
+def linked(source: Path, target: Path) -> bool:
+    """Give a file a second name, if the file system can; returns whether it could."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        # What a full or read-only disk says is no property of the file system.
+        if error.errno in (errno.ENOSPC, errno.EROFS, errno.EIO, errno.ENOENT):
+            raise
+        return False
+    return True
+
+
+def _extract_folder(source: Path, selection: Selection, folder: Path, link: bool) -> None:
+    places: dict[str, list[Path]] = {}
+    for pattern in ("*", "*/*"):
+        found = [path for path in sorted(source.glob(pattern)) if selection.matches(path.name) and path.is_file()]
+        for path in found:
+            if path.name not in places or places[path.name][0].parent != source:
+                places.setdefault(path.name, []).append(path)
+    chosen = selection.choose({name: paths[0] for name, paths in places.items()})
     others = [path.name for path in sorted(source.iterdir())[: _SHOWN + 1]]
-    _require_once(source, {name: len(found) for name, found in places.items()}, others, [])
-    with _bar(f"copy {source.name}", total=sum(found[0].stat().st_size for found in places.values())) as bar:
-        for name, (path,) in places.items():
-            size = path.stat().st_size
-            with open(path, "rb") as content:
+    _require_once(source, chosen, {name: len(paths) for name, paths in places.items()}, others, [])
+    sizes = {name: places[name][0].stat().st_size for name in chosen.names}
+    with _bar(f"copy {source.name}", total=sum(sizes.values())) as bar:
+        for name, size in sizes.items():
+            if link and linked(places[name][0], folder / name):
+                bar.update(size)
+                continue
+            with open(places[name][0], "rb") as content:
                 _copy(content.read, folder / name, size, bar.update)
 
 
-def _extract_tar(archive: Path, names: Collection[str], folder: Path, max_bytes: int) -> None:
-    number = dict.fromkeys(names, 0)
+def _extract_tar(archive: Path, selection: Selection, folder: Path, max_bytes: int) -> None:
+    number: dict[str, int] = {}
     seen: list[str] = []
     refused: list[str] = []
     total = archive.stat().st_size
@@ -82,12 +112,12 @@ def _extract_tar(archive: Path, names: Collection[str], folder: Path, max_bytes:
                 path = PurePosixPath(member.name)
                 if len(seen) <= _SHOWN:
                     seen.append(member.name)
-                if path.name not in number:
+                if not selection.matches(path.name):
                     continue
                 if not member.isreg() or member.issparse() or path.is_absolute() or ".." in path.parts:
                     refused.append(member.name)
                     continue
-                number[path.name] += 1
+                number[path.name] = number.get(path.name, 0) + 1
                 content.seek(member.offset_data)
                 _copy(content.take, folder / path.name, member.size)
     except TooLargeError:
@@ -98,9 +128,12 @@ def _extract_tar(archive: Path, names: Collection[str], folder: Path, max_bytes:
             archive.absolute(),
             found=f"no tar, or a truncated or damaged one ({_first_words(error)})",
             expected="a whole tar, plain or compressed with gzip, bzip2 or xz",
-            next_step="Delete it if it lies in .sqlora/downloads and get it again; a checksum would have told earlier.",
+            next_step=_set_aside(archive),
         ) from None
-    _require_once(archive, number, seen, refused)
+    chosen = selection.choose({name: folder / name for name in number})
+    _require_once(archive, chosen, number, seen, refused)
+    for name in number.keys() - set(chosen.names):  # which are wanted is known only now that all were seen
+        (folder / name).unlink()
 
 
 def _members(archive: Path, content: Content) -> Iterator[tarfile.TarInfo]:
@@ -149,6 +182,16 @@ def _copy(
             report(len(chunk))
 
 
+def _set_aside(archive: Path) -> str:
+    """Move a damaged download away, so that it is not taken for a good one again; what to do next."""
+    if not archive.resolve().is_relative_to(DOWNLOADS.resolve()):
+        return "Get it again; a checksum would have told earlier."
+    QUARANTINE.mkdir(parents=True, exist_ok=True)
+    place = QUARANTINE / archive.name
+    archive.replace(place)
+    return f"It was moved to {place}. Run again: it is downloaded anew; a checksum would have told at once."
+
+
 def _raise_if_the_disks(error: BaseException) -> None:
     if isinstance(error, OSError) and error.errno is not None:
         raise error
@@ -167,15 +210,16 @@ def _bomb(archive: Path, found: str) -> SqloraError:
     )
 
 
-def _require_once(source: Path, number: dict[str, int], seen: list[str], refused: list[str]) -> None:
-    problems = [f"{times or 'no'} {name}" for name, times in number.items() if times != 1]
+def _require_once(source: Path, chosen: Chosen, number: dict[str, int], seen: list[str], refused: list[str]) -> None:
+    problems = [chosen.missing] * bool(chosen.missing)
+    problems += [f"{number[name]} {name}" for name in chosen.names if number.get(name, 0) > 1]
     if problems:
         among = _listed(seen) or "no file at all"
         unsafe = f"; refused as a link, a sparse file or a path out of the archive: {_listed(refused)}" * bool(refused)
         raise SqloraError(
             source.absolute(),
             found=f"{', '.join(problems)} among {among}{unsafe}",
-            expected=f"exactly one each of {', '.join(number)}",
+            expected=chosen.expected,
             next_step="Check that the source has the right format, is complete and holds nothing else of that kind.",
         )
 

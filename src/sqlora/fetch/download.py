@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,11 +23,10 @@ from sqlora.fetch.archive import is_tar
 from sqlora.fetch.checksum import Checksum
 from sqlora.fetch.failure import SourceError, download_failed, reason, shown
 from sqlora.fetch.part import Part
+from sqlora.fetch.places import DOWNLOADS, QUARANTINE
 from sqlora.fetch.request import MisfitError, TryAgainError, ask, length_of, total_of_range, validator_of
 from sqlora.progress import progress
 
-DOWNLOADS = Path(".sqlora/downloads")
-QUARANTINE = Path(".sqlora/quarantine")
 ATTEMPTS = 5  # in a row that bring nothing new
 BACKOFF_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 60.0
@@ -35,7 +34,15 @@ _CHUNK = 1 << 20
 _PART_ENDING = re.compile(r"(\.part(\.json)?)+$")
 
 
-def download(section: str, url: str, *, checksum: Checksum | None, room_for: int = 0) -> Path:
+RoomFor = Callable[[int], tuple[int, str]]
+
+
+def nothing_else(_: int) -> tuple[int, str]:
+    """The room for what is made of a download, where nothing is."""
+    return 0, ""
+
+
+def download(section: str, url: str, *, checksum: Checksum | None, room_for: RoomFor = nothing_else) -> Path:
     """Return the tar at this http(s) URL, kept under DOWNLOADS by its checksum or, without one, by its URL.
 
     A part of it that an earlier run left is continued (RFC 9110, sections 13.1.5 and 14). Of several processes that
@@ -43,7 +50,8 @@ def download(section: str, url: str, *, checksum: Checksum | None, room_for: int
 
     Args:
         section: of params.yaml, named in errors.
-        room_for: bytes of disk space that must be left when the download is complete.
+        room_for: from the size of the tar to the bytes of disk space that must be left when the download is complete,
+            and what for, in words.
 
     Raises:
         SourceError: if the server does not give the tar or gives other bytes than the checksum says.
@@ -57,8 +65,7 @@ def download(section: str, url: str, *, checksum: Checksum | None, room_for: int
             next_step=f"Download it yourself and set {section}.source to the path.",
         )
     folder = _folder(url, checksum)
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, url):
+    with locked(folder, f"{shown(url)}: another process downloads it; waiting for that"):
         target = folder / next((_PART_ENDING.sub("", path.name) for path in _files(folder)), _name(section, url))
         if target.exists():  # complete and verified: it got this name only then
             return target
@@ -73,6 +80,26 @@ def download(section: str, url: str, *, checksum: Checksum | None, room_for: int
             raise
 
 
+def require_space(folder: Path, name: str, missing: int, room: int, purpose: str) -> None:
+    """Refuse a download of `missing` bytes that would leave less than `room` bytes for its purpose."""
+    free = shutil.disk_usage(folder).free
+    if missing + room > free:
+        raise SqloraError(
+            folder.absolute(),
+            found=f"{free / 1e9:.3g} GB of free disk space",
+            expected=f"{(missing + room) / 1e9:.3g} GB: {missing / 1e9:.3g} to download {name}"
+            + f" and {room / 1e9:.3g} for {purpose}" * bool(room),
+            next_step="Free some space and run again.",
+        )
+
+
+def discard_download(source: str, checksum: Checksum | None) -> None:
+    """Delete what `download` keeps of a source."""
+    if _is_http(source):
+        for path in _files(_folder(source, checksum)):
+            path.unlink()
+
+
 def is_downloaded(source: str, checksum: Checksum | None) -> bool:
     """Whether `download` would return at once."""
     if not _is_http(source):
@@ -80,13 +107,35 @@ def is_downloaded(source: str, checksum: Checksum | None) -> bool:
     return any(not _PART_ENDING.search(path.name) for path in _files(_folder(source, checksum)))
 
 
+@contextmanager
+def locked(folder: Path, message: str) -> Iterator[None]:
+    """Hold a folder for this process; prints `message` if another one holds it, and waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # The operating system lets go of it when the process ends, however it ends.
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(message, file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _is_http(url: str) -> bool:
     return url.lower().startswith(("http://", "https://"))
 
 
+def key_of(url: str, checksum: Checksum | None) -> str:
+    """What a download is kept under; mirrors share what has the same checksum."""
+    key = str(checksum) if checksum else repr((url, None))
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def _folder(url: str, checksum: Checksum | None) -> Path:
-    key = str(checksum) if checksum else repr((url, None))  # mirrors share what has the same checksum
-    return DOWNLOADS / hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return DOWNLOADS / key_of(url, checksum)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -101,22 +150,7 @@ def _name(section: str, url: str) -> str:
     return _PART_ENDING.sub("", re.sub(r"[^\w.-]", "_", name)[-100:].lstrip(".")) or "download"
 
 
-@contextmanager
-def _locked(folder: Path, url: str) -> Iterator[None]:
-    # The operating system lets go of it when the process ends, however it ends.
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"{shown(url)}: another process downloads it; waiting for that", file=sys.stderr, flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _fill(section: str, url: str, part: Part, room_for: int) -> None:
+def _fill(section: str, url: str, part: Part, room_for: RoomFor) -> None:
     """Make the part complete, over as many connections as it takes."""
     # What counts is bytes never reached before: a server that drops each connection and cannot resume must not keep
     # us for ever.
@@ -150,7 +184,7 @@ def _pause(url: str, interruption: TryAgainError, vain: int) -> None:
     time.sleep(seconds)
 
 
-def _transfer(section: str, url: str, part: Part, room_for: int) -> None:
+def _transfer(section: str, url: str, part: Part, room_for: RoomFor) -> None:
     """Ask once for what is missing and append what comes."""
     if not part.resumable:
         part.discard()
@@ -160,7 +194,8 @@ def _transfer(section: str, url: str, part: Part, room_for: int) -> None:
             part.total = total_of_range(response, asked, part.size, part.total)
         else:
             part.start(url, validator_of(response), length_of(response))
-        _require_space(part, room_for)
+        missing = part.total - part.size if part.total is not None else 0
+        require_space(part.path.parent, part.target.name, missing, *room_for(part.total or 0))
         with progress(f"download {part.target.name}", total=part.total, unit="B", bytes_=True) as bar:
             bar.initial = bar.n = part.size  # the rate counts new bytes only
             try:
@@ -173,19 +208,6 @@ def _transfer(section: str, url: str, part: Part, room_for: int) -> None:
         raise MisfitError(f"{part.size} bytes where {part.total} were announced")
     if part.total is not None and part.size < part.total:
         raise TryAgainError(_broken_off(part))
-
-
-def _require_space(part: Part, room_for: int) -> None:
-    missing = part.total - part.size if part.total is not None else 0
-    free = shutil.disk_usage(part.path.parent).free
-    if missing + room_for > free:
-        raise SqloraError(
-            part.path.parent.absolute(),
-            found=f"{free / 1e9:.3g} GB of free disk space",
-            expected=f"{(missing + room_for) / 1e9:.3g} GB: {missing / 1e9:.3g} to download {part.target.name} and "
-            f"{room_for / 1e9:.3g} for what is made of it",
-            next_step="Free some space and run again.",
-        )
 
 
 def _chunks(response: requests.Response, bar: Any) -> Iterator[bytes]:

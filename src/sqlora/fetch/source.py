@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlora.errors import SqloraError
 from sqlora.fetch.checksum import Checksum, hash_file, read_checksum
-from sqlora.fetch.download import download, is_downloaded
+from sqlora.fetch.download import RoomFor, download, is_downloaded, nothing_else
 from sqlora.fetch.failure import SourceError, reason
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """path: where it is here; source: which of several it came from."""
+
+    path: Path
+    source: str
 
 
 def obtain(
@@ -18,9 +27,9 @@ def obtain(
     *,
     checksum: str | None,
     demo: Callable[[], Path],
-    room_for: int = 0,
-) -> Path:
-    """Return the path of a source, downloading it if need be.
+    room_for: RoomFor = nothing_else,
+) -> Obtained:
+    """Find a source, downloading it if need be.
 
     Args:
         section: of params.yaml that holds `source` and `checksum`; named in errors.
@@ -28,19 +37,35 @@ def obtain(
             until one works, except that what was downloaded before comes first.
         checksum: `md5:…`, `sha1:…`, `sha256:…` or `gitblob:…` of the tar in hexadecimal, or None.
         demo: makes or names the demo's tar.
-        room_for: bytes of disk space that must be left after a download, for what is made of it.
+        room_for: see `download`.
 
     Raises:
         SqloraError: if no source is there or can be downloaded, or if none matches the checksum.
     """
-    wanted = read_checksum(section, checksum)
     several = [sources] if isinstance(sources, str) else list(sources)
+    return obtain_first(section, several, checksum=read_checksum(section, checksum), demo=demo, room_for=room_for)
+
+
+def obtain_first(
+    section: str,
+    several: Sequence[str],
+    *,
+    checksum: Checksum | None,
+    demo: Callable[[], Path],
+    room_for: RoomFor,
+    others: Mapping[str, Callable[[str], Path]] | None = None,
+) -> Obtained:
+    """The same; `others` fetch addresses of further schemes (`hf` -> what fetches hf://…)."""
+    fetchers = others or {}
     failures: list[SourceError] = []
-    for source in sorted(several, key=lambda source: not is_downloaded(source, wanted)):
+    for source in sorted(several, key=lambda source: not is_downloaded(source, checksum)):
+        scheme, is_address, _ = source.partition("://")
         try:
-            if "://" in source:
-                return download(section, source, checksum=wanted, room_for=room_for)
-            return _local(section, source, wanted, demo)
+            if not is_address:
+                return Obtained(_local(section, source, checksum, demo), source)
+            if fetch := fetchers.get(scheme.lower()):
+                return Obtained(fetch(source), source)
+            return Obtained(download(section, source, checksum=checksum, room_for=room_for), source)
         except SourceError as error:
             failures.append(error)
             if len(failures) < len(several):
@@ -50,7 +75,7 @@ def obtain(
     raise SqloraError(
         f"params.yaml, {section}.source",
         found="; ".join([f"{len(several)} sources, none of which works"] + [f"{e.where}: {e.found}" for e in failures]),
-        expected=f"one that gives {wanted}" if wanted else "one that gives a tar",
+        expected=f"one that gives {checksum}" if checksum else "one that gives a tar",
         next_step=f"Check the addresses and the connection and run again, or download it yourself and set "
         f"{section}.source to the path.",
     )

@@ -44,13 +44,13 @@ class Range:
 class OneOf:
     """The only values a key may have."""
 
-    values: tuple[str, ...]
+    values: tuple[str | int, ...]
 
-    def admits(self, value: str) -> bool:
+    def admits(self, value: str | int) -> bool:
         return value in self.values
 
     def __str__(self) -> str:
-        return "one of " + ", ".join(self.values)
+        return "one of " + ", ".join(map(str, self.values))
 
 
 def read_params(path: Path, sections: Mapping[str, type], *, only: bool = False) -> dict[str, Any]:
@@ -59,8 +59,8 @@ def read_params(path: Path, sections: Mapping[str, type], *, only: bool = False)
     Args:
         path: a YAML 1.2 file, read with the reader that DVC uses, so that both see the same values.
         sections: section name -> frozen dataclass. A field's type is its annotation; `Annotated[T, Range(...)]`
-            or `Annotated[T, OneOf(...)]` narrows it. Supported: int, float, str, bool, `T | None` and
-            `tuple[T, ...]` (a YAML list).
+            or `Annotated[T, OneOf(...)]` narrows it. Supported: int, float, str, bool, `tuple[T, ...]` (a YAML list
+            without repeated items) and unions of these and None.
         only: whether a section that is not named is an error as well.
 
     Returns:
@@ -162,18 +162,29 @@ def _convert(value: Any, hint: Any) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in typing.get_args(hint):
             return None
-        (inner,) = (arg for arg in typing.get_args(hint) if arg is not type(None))
-        return _convert(value, inner)
+        return _first_that_fits(value, [arg for arg in typing.get_args(hint) if arg is not type(None)])
     if origin is tuple:
         if not isinstance(value, list) or not value:
             raise ValueError
-        return tuple(_convert(item, typing.get_args(hint)[0]) for item in value)
+        items = tuple(_convert(item, typing.get_args(hint)[0]) for item in value)
+        if len(set(items)) < len(items):
+            raise ValueError
+        return items
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int: `layers: true` must not pass for 1.
     if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
         raise ValueError
     return value
+
+
+def _first_that_fits(value: Any, hints: list[Any]) -> Any:
+    for hint in hints:
+        try:
+            return _convert(value, hint)
+        except ValueError:
+            pass
+    raise ValueError
 
 
 def _describe(hint: Any) -> str:
@@ -186,6 +197,6 @@ def _describe(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join("null" if arg is type(None) else _describe(arg) for arg in typing.get_args(hint))
     if origin is tuple:
-        return f"a list, each item {_describe(typing.get_args(hint)[0])}"
+        return f"a list, each item {_describe(typing.get_args(hint)[0])}, each once"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
     return names[hint]
