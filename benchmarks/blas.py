@@ -20,28 +20,41 @@ MEASURE = """
 import sys, time
 from pathlib import Path
 from sqlora.mlx import BLAS, mx
-from sqlora.model import load_base
+import numpy as np
+from mlx_lm.utils import load_model
 from sqlora.params.all import check_params
 from sqlora.text import read_examples
 from sqlora.tokenizer import Tokenizer
-from sqlora.train.batches import batch_indices, make_batch
-from sqlora.train.loop import make_step
+from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
+from sqlora.train.loss import make_batch
 from sqlora.train.lora import add_lora
+from sqlora.train.step import Stepper
+from sqlora.train.upper import Upper
 
 params = check_params(Path("params.yaml"))
-model, _ = load_base(Path("artifacts/model"))
+model = Upper(load_model(Path("artifacts/model"))[0], 0)
+model.freeze()
 add_lora(model, params["lora"], 1)
 tokenizer = Tokenizer(Path("artifacts/model"))
 rows = read_examples(Path("artifacts/dataset/train.jsonl"))
 examples = [tokenizer.encode_example(row.prompt, row.completion) for row in rows]
-lengths = [len(e.tokens) for e in examples]
-step = make_step(model, params["train"])
+lengths = [len(e.tokens) - 1 for e in examples]
+buckets = choose_lengths(lengths)
+stepper = Stepper(model, params["train"], compiled=False)
+
+def fetch(chosen, length):
+    batch = np.zeros((len(chosen), length), dtype=np.int32)
+    for row, index in enumerate(chosen):
+        batch[row, : lengths[index]] = examples[index].tokens[:-1]
+    return batch
+
 print(BLAS.name)
 for number in range(int(sys.argv[1]) + 1):
-    chosen = batch_indices(number, lengths, params["train"].batch_size, 1)
-    batch = make_batch([examples[i] for i in chosen])
+    chosen = batch_indices(number, lengths, buckets, params["train"].batch_size, 1)
+    length = bucket_of(max(lengths[index] for index in chosen), buckets)
+    batch = make_batch(examples, chosen, fetch, rows=len(chosen), length=length, counted=0, kind="completion")
     started = time.perf_counter()
-    step(batch)
+    mx.eval(stepper.step([batch]), stepper.model.trainable_parameters())
     if number:  # the first one warms up
         print(time.perf_counter() - started)
 """

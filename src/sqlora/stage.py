@@ -41,7 +41,7 @@ def run(work: Callable[[], object]) -> NoReturn:
         fail(str(error))
     except KeyboardInterrupt:
         fail(
-            "interrupted before the stage finished; run the same command again: it starts over (a download goes on)",
+            "interrupted before the stage finished; run the same command again (downloads and training go on)",
             status=130,
         )
     except ModuleNotFoundError as error:

@@ -7,6 +7,7 @@ import re
 import shutil
 import typing
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from contract import ROOT
 
 from sqlora.errors import SqloraError
 from sqlora.jsonl import write_jsonl
+from sqlora.params.all import check_params
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.report.breakdown import read_breakdown
@@ -36,7 +38,8 @@ EXAMPLES = 43
 HOSTILE = "\x1b[2J\u202e</pre><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 LORA = LoraParams(8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
-TRAIN = TrainParams(4, 500, 2e-3, 10, 100, 1)
+TRAIN: TrainParams = check_params(ROOT / "params.yaml")["train"]
+TRAIN = replace(TRAIN, batch_size=4, iterations=500, learning_rate=2e-3)
 TRAINING = {
     "iterations": 500,
     "final_train_loss": 0.2131,

@@ -39,7 +39,7 @@ def test_mlx_is_imported_only_behind_the_fast_blas(path: Path) -> None:
 
 def diagnose(**environment: str) -> dict[str, object]:
     code = (
-        "import json, os, sqlora.train.loop\n"
+        "import json, os, sqlora.train.run\n"
         "from sqlora.doctor import BLAS, matmul_gflops\n"
         "print(json.dumps({'path': BLAS.path, 'name': BLAS.name, 'speed': matmul_gflops(512, 0.3), "
         "'spin': os.environ.get('GOMP_SPINCOUNT')}))"
@@ -71,7 +71,7 @@ def test_without_any_fast_blas_there_is_one_clear_warning() -> None:
     code = (
         "import sqlora.runtime as runtime\n"
         "runtime._candidates = lambda: [('nothing', '/does/not/exist.so')]\n"
-        "import sqlora.mlx, sqlora.train.loop\n"
+        "import sqlora.mlx, sqlora.train.run\n"
         "runtime.load_fast_blas()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,14 +1,18 @@
+"""The training engine on a tiny model: the split gives what the whole model gives, and runs resume to the bit."""
+
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
-from sqlora.mlx import mx, tree_flatten
+from sqlora.mlx import mx, nn, tree_flatten
 
 import numpy as np
 import pytest
+from mlx_lm.utils import load_model
 
 from sqlora.count import count_lora_parameters, count_parameters
 from sqlora.errors import SqloraError
@@ -16,12 +20,42 @@ from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
-from sqlora.train.batches import make_batch
-from sqlora.train.loop import completion_loss, train_adapter, validation_loss
+from sqlora.train import checkpoint
+from sqlora.train.engine import Report
 from sqlora.train.lora import adapter_config, add_lora
+from sqlora.train.loss import make_batch, summed_loss
+from sqlora.train.run import Trained, train_adapter
+from sqlora.train.states import StateStore, key_of
+from sqlora.train.step import Stepper
+from sqlora.train.upper import Upper, fill_store, to_mlx
 
 LORA = LoraParams(layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
-TRAIN = TrainParams(batch_size=2, iterations=30, learning_rate=2e-2, report_every=10, validate_every=15, seed=3)
+TRAIN = TrainParams(
+    batch_size=2,
+    gradient_accumulation=1,
+    iterations=30,
+    optimizer="adam",
+    learning_rate=2e-2,
+    schedule="constant",
+    warmup=0,
+    weight_decay=0.0,
+    max_gradient_norm=None,
+    loss="completion",
+    gradient_checkpointing=False,
+    report_every=10,
+    validate_every=15,
+    checkpoint_every=100,
+    keep="last",
+    early_stopping=None,
+    states_gb=1.0,
+    seed=3,
+)
+Arrays = dict[str, np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 def examples(count: int = 6) -> list[Encoded]:
@@ -33,101 +67,394 @@ def examples(count: int = 6) -> list[Encoded]:
     return rows
 
 
-def test_the_loss_is_the_mean_over_completion_tokens_whatever_the_padding(model_folder: Path) -> None:
+def run(model: Path, *, lora: LoraParams = LORA, count: int = 2, **changes: Any) -> Trained:
+    return train_adapter(
+        model, examples(), examples(count), lora, dataclasses.replace(TRAIN, **changes), report=lambda _: None
+    )
+
+
+def arrays(trained: Trained) -> Arrays:
+    return {name: np.array(value) for name, value in trained.adapter.items()}
+
+
+def equal(one: Arrays, other: Arrays) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def tokens(chosen: list[Encoded], length: int) -> np.ndarray:
+    batch = np.zeros((len(chosen), length), dtype=np.int32)
+    for row, example in enumerate(chosen):
+        batch[row, : len(example.tokens) - 1] = example.tokens[:-1]
+    return batch
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["completion", "all"])
+def test_the_loss_is_the_mean_over_counted_tokens_whatever_the_padding(model_folder: Path, kind: str) -> None:
     model, _ = load_base(model_folder)
     rows = examples()
-    batch = make_batch(rows)
     total = count = 0.0
     for row in rows:  # one by one, without padding, from the whole model's logits
         logits = model(mx.array([row.tokens]))[0]
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        for place in range(row.prompt_tokens, len(row.tokens)):
+        for place in range(row.prompt_tokens if kind == "completion" else 1, len(row.tokens)):
             total -= logprobs[place - 1, row.tokens[place]].item()
             count += 1
-    assert completion_loss(model, batch).item() == pytest.approx(total / count, abs=1e-5)
-    other = dataclasses.replace(batch, inputs=np.where(batch.inputs == 0, 77, batch.inputs).astype(np.int32))
-    assert completion_loss(model, other).item() == pytest.approx(completion_loss(model, batch).item(), abs=1e-6)
+    upper = Upper(load_model(model_folder)[0], 0)
+    longest = max(len(row.tokens) for row in rows)
+    for length, rows_there, counted in ((longest - 1, 6, 0), (longest + 5, 9, 200)):
+        batch = make_batch(
+            rows,
+            range(6),
+            lambda chosen, size: tokens([rows[index] for index in chosen], size),
+            rows=rows_there,
+            length=length,
+            counted=counted,
+            kind=kind,
+        )
+        assert batch.inputs.shape == (rows_there, length)
+        assert batch.counted == count
+        assert batch.real_tokens == sum(len(row.tokens) for row in rows)
+        loss = summed_loss(upper, to_mlx(batch.inputs), *map(mx.array, (batch.positions, batch.targets, batch.weights)))
+        assert loss.item() / batch.counted == pytest.approx(total / count, abs=1e-5)
 
 
-def test_only_the_adapter_of_the_top_layers_is_trained_and_counts_agree(model_folder: Path) -> None:
-    model, config = load_base(model_folder)
-    before = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
-    add_lora(model, LORA, seed=1)
-    trainable = dict(tree_flatten(model.trainable_parameters()))
-    assert {name.split(".")[2] for name in trainable} == {"1", "2"}
-    assert sum(v.size for v in trainable.values()) == count_lora_parameters(
+# --- the split ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_loss_and_gradients_are_those_of_the_whole_model(
+    source_folder: Path, tmp_path: Path, dtype: str, layers: int
+) -> None:
+    from sqlora.convert.model import convert_model
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    convert_model(source_folder, folder, dtype=dtype)
+    lora = dataclasses.replace(LORA, layers=layers, targets=("q_proj", "v_proj", "down_proj"))
+    rows, length = examples(), 16
+    whole, config = load_base(folder)
+    add_lora(whole, lora, seed=1)
+    lively(whole)
+    frozen = len(whole.layers) - layers
+    upper = Upper(load_model(folder, lazy=True)[0], frozen)
+    upper.freeze()
+    upper.load()
+    add_lora(upper, lora, seed=1)
+    lively(upper)
+    store = StateStore(tmp_path / "states", config["hidden_size"], "float32" if dtype == "float32" else "uint16")
+    inputs = [row.tokens[:-1] for row in rows]
+    if frozen:
+        assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == len(rows)
+        assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == 0
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), rows=6, length=length, counted=0, kind="all")
+    rest = [mx.array(array) for array in (batch.positions, batch.targets, batch.weights)]
+
+    def loss_of_whole(model: nn.Module) -> mx.array:
+        hidden = model.model(mx.array(batch.inputs))
+        logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[rest[0]]).astype(mx.float32)
+        return (nn.losses.cross_entropy(logits, rest[1]) * rest[2]).sum() / batch.counted
+
+    def loss_of_upper(model: Upper) -> mx.array:
+        states = to_mlx(store.read([key_of(one) for one in inputs], length)) if frozen else mx.array(batch.inputs)
+        return summed_loss(model, states, *rest) / batch.counted
+
+    one, gradients = nn.value_and_grad(whole, loss_of_whole)(whole)
+    other, split = nn.value_and_grad(upper, loss_of_upper)(upper)
+    tolerance = 1e-5 if dtype == "float32" else 1e-2
+    assert other.item() == pytest.approx(one.item(), abs=tolerance)
+    expected = {name: value for name, value in tree_flatten(gradients) if "lora" in name}
+    assert len(expected) == layers * 3 * 2
+    largest = max(mx.abs(value).max().item() for value in expected.values())
+    for name, value in tree_flatten(split):
+        parts = name.split(".")[1:]
+        parts[2] = str(int(parts[2]) + frozen)
+        difference = mx.abs(value.astype(mx.float32) - expected.pop(".".join(parts)).astype(mx.float32)).max().item()
+        assert difference < tolerance * max(1.0, largest)
+    assert not expected
+    assert largest > 1e-4
+
+
+def lively(model: nn.Module) -> None:
+    """Give the second factors values, so that every gradient is other than zero."""
+    mx.random.seed(7)
+    changed = {
+        name: mx.random.normal(value.shape, dtype=value.dtype) * 0.05
+        for name, value in tree_flatten(model.trainable_parameters())
+        if name.endswith("lora_b")
+    }
+    model.load_weights(list(changed.items()), strict=False)
+
+
+def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_path: Path) -> None:
+    rows = [row.tokens[:-1] for row in examples(12)]
+    buckets = (10, 14, 20)
+    width = load_base(model_folder)[1]["hidden_size"]
+    together = StateStore(tmp_path / "one", width, "float32")
+    fill_store(together, model_folder, 2, rows, buckets)
+    apart = StateStore(tmp_path / "two", width, "float32")
+    for row in reversed(rows):
+        fill_store(apart, model_folder, 2, [row], buckets)
+    for row in rows:
+        assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
+
+
+def test_with_and_without_stored_states_a_run_learns_the_same(model_folder: Path) -> None:
+    stored, plain = run(model_folder, iterations=8), run(model_folder, iterations=8, states_gb=0.0)
+    assert (stored.computed, stored.reused, plain.computed) == (6, 0, 0)
+    for one, other in zip(stored.reports, plain.reports, strict=True):
+        assert one.valid_loss == pytest.approx(other.valid_loss, abs=2e-3) if one.valid_loss else True
+    for name, value in arrays(stored).items():
+        assert np.allclose(value, arrays(plain)[name], atol=1e-3)
+
+
+def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
+    first = run(model_folder, iterations=2)
+    second = run(model_folder, iterations=8, learning_rate=1e-3)
+    assert first.computed + second.computed == 6
+    assert second.reused == first.computed
+    third = run(model_folder, iterations=8, lora=dataclasses.replace(LORA, rank=2))
+    assert (third.computed, third.reused) == (0, 6)
+    other = run(model_folder, iterations=8, lora=dataclasses.replace(LORA, layers=1))
+    assert (other.computed, other.reused) == (6, 0)
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def test_only_the_adapter_of_the_top_layers_is_published_and_counts_agree(model_folder: Path) -> None:
+    _, config = load_base(model_folder)
+    adapter = arrays(run(model_folder, iterations=3))
+    assert {name.split(".")[2] for name in adapter} == {"1", "2"}
+    assert sum(value.size for value in adapter.values()) == count_lora_parameters(
         config, layers=2, rank=4, targets=LORA.targets
     )
-    assert sum(v.size for v in before.values()) == count_parameters(config)
-    train_adapter(model, examples(), examples(2), TRAIN)
-    after = {name.replace(".linear.", "."): np.array(value) for name, value in tree_flatten(model.parameters())}
-    for name, value in before.items():
-        assert np.array_equal(value, after[name]), name
-    assert any(np.any(after[name] != 0) for name in trainable if name.endswith("lora_b"))
-
-
-def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(model_folder: Path, tmp_path: Path) -> None:
     model, _ = load_base(model_folder)
-    add_lora(model, LORA, seed=1)
-    reports = train_adapter(model, examples(), examples(), TRAIN)
-    assert [report.iteration for report in reports] == [0, 10, 15, 20, 30]
-    assert [report.valid_loss is not None for report in reports] == [True, False, True, False, True]
-    first, last = reports[0].valid_loss, reports[-1].valid_loss
-    assert first is not None
-    assert last is not None
-    assert last < first - 1
-    weights = dict(tree_flatten(model.trainable_parameters()))
-    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), weights)
+    assert sum(value.size for _, value in tree_flatten(model.parameters())) == count_parameters(config)
+
+
+@pytest.mark.parametrize("changes", [{}, {"loss": "all"}, {"optimizer": "adamw", "weight_decay": 0.01}], ids=str)
+def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
+    model_folder: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    seen: list[Report] = []
+    params = dataclasses.replace(TRAIN, **changes)
+    trained = train_adapter(model_folder, examples(), examples(), LORA, params, report=seen.append)
+    assert seen == trained.reports
+    assert [report.iteration for report in seen] == [0, 10, 15, 20, 30]
+    assert [report.valid_loss is not None for report in seen] == [True, False, True, False, True]
+    first, last = seen[0], seen[-1]
+    assert first.valid_loss is not None
+    assert last.valid_loss is not None
+    assert last.valid_loss < first.valid_loss - 1
+    assert last.valid_loss == (last.valid_loss_all if changes.get("loss") == "all" else last.valid_loss_completion)
+    mx.save_safetensors(str(tmp_path / "adapters.safetensors"), trained.adapter)
     (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config(LORA)))
     fresh, _ = load_base(model_folder)
     add_adapter(fresh, tmp_path)
-    assert validation_loss(fresh, examples(), 2) == pytest.approx(last, abs=1e-4)
+    upper, rows = Upper(fresh, 0), examples()
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), rows=6, length=16, counted=0, kind=params.loss)
+    loss = summed_loss(upper, to_mlx(batch.inputs), *map(mx.array, (batch.positions, batch.targets, batch.weights)))
+    assert loss.item() / batch.counted == pytest.approx(last.valid_loss, abs=1e-3)
 
 
-def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(model_folder: Path) -> None:
-    def run(seed: int) -> dict[str, np.ndarray]:
-        model, _ = load_base(model_folder)
-        lora = dataclasses.replace(LORA, dropout=0.2)
-        add_lora(model, lora, seed=seed)
-        train_adapter(model, examples(), examples(2), dataclasses.replace(TRAIN, iterations=5, seed=seed))
-        return {name: np.array(value) for name, value in tree_flatten(model.trainable_parameters())}
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(model_folder: Path, tmp_path: Path) -> None:
+    def once(seed: int) -> Arrays:
+        fresh_start(tmp_path)
+        return arrays(run(model_folder, lora=dataclasses.replace(LORA, dropout=0.2), iterations=5, seed=seed))
 
-    one, again, other = run(1), run(1), run(2)
-    assert all(np.array_equal(one[name], again[name]) for name in one)
-    assert not all(np.array_equal(one[name], other[name]) for name in one)
+    assert equal(once(1), once(1))
+    assert not equal(once(1), once(2))
 
 
 def test_validation_does_not_change_training(model_folder: Path) -> None:
-    def run(validate_every: int) -> dict[str, np.ndarray]:
-        model, _ = load_base(model_folder)
-        add_lora(model, dataclasses.replace(LORA, dropout=0.3), seed=1)
-        params = dataclasses.replace(TRAIN, iterations=6, validate_every=validate_every)
-        train_adapter(model, examples(), examples(2), params)
-        return {name: np.array(value) for name, value in tree_flatten(model.trainable_parameters())}
+    lora = dataclasses.replace(LORA, dropout=0.3)
+    often, never = (arrays(run(model_folder, lora=lora, iterations=6, validate_every=every)) for every in (1, 100))
+    assert equal(often, never)
 
-    often, never = run(1), run(100)
-    assert all(np.array_equal(often[name], never[name]) for name in often)
+
+def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) -> None:
+    rows = examples()
+    upper = Upper(load_model(model_folder)[0], 0)
+    upper.freeze()
+    add_lora(upper, LORA, seed=1)
+    before = {name: mx.array(value) for name, value in tree_flatten(upper.trainable_parameters())}
+
+    def step(groups: list[list[int]]) -> tuple[float, float, Arrays]:
+        upper.load_weights(list(before.items()), strict=False)
+        stepper = Stepper(upper, TRAIN, compiled=False)
+        batches = [
+            make_batch(
+                rows,
+                group,
+                lambda chosen, size: tokens([rows[index] for index in chosen], size),
+                rows=len(group),
+                length=16,
+                counted=0,
+                kind="completion",
+            )
+            for group in groups
+        ]
+        loss, norm = stepper.step(batches)
+        return loss.item(), norm.item(), {k: np.array(v) for k, v in tree_flatten(upper.trainable_parameters())}
+
+    large, parts = step([[0, 1, 2, 3, 4, 5]]), step([[0], [1, 2], [3, 4, 5]])
+    assert parts[0] == pytest.approx(large[0], abs=1e-6)
+    assert parts[1] == pytest.approx(large[1], rel=1e-5)
+    assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
+
+
+def test_compiled_steps_are_the_same_steps(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(model_folder, iterations=4, validate_every=2, checkpoint_every=2)
+    fresh_start(tmp_path)
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    compiled = run(model_folder, iterations=2, validate_every=2, checkpoint_every=2, schedule="constant")
+    assert compiled.reports[-1].valid_loss == pytest.approx(plain.reports[1].valid_loss, abs=1e-3)
+    compiled = run(model_folder, iterations=4, validate_every=2, checkpoint_every=2, gradient_accumulation=1)
+    assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path) -> None:
+    plain = arrays(run(model_folder, iterations=5))
+    fresh_start(tmp_path)
+    checkpointed = arrays(run(model_folder, iterations=5, gradient_checkpointing=True))
+    assert all(np.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
+
+
+def test_long_gradients_are_shortened(model_folder: Path) -> None:
+    free, short = (run(model_folder, iterations=1, max_gradient_norm=norm) for norm in (None, 1e-12))
+    assert free.reports[-1].gradient_norm == short.reports[-1].gradient_norm
+    assert not equal(arrays(free), arrays(short))
+
+
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({}, [1.0] * 5),
+        ({"schedule": "linear"}, [1.0, 0.8, 0.6, 0.4, 0.2]),
+        ({"schedule": "cosine"}, [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]),
+        ({"schedule": "linear", "warmup": 2}, [1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3]),
+        ({"warmup": 1}, [0.5, 1.0, 1.0, 1.0, 1.0]),
+    ],
+    ids=str,
+)
+def test_schedules(model_folder: Path, changes: dict[str, Any], rates: list[float]) -> None:
+    trained = run(model_folder, iterations=5, report_every=1, validate_every=100, **changes)
+    seen = [report.learning_rate for report in trained.reports[1:]]
+    assert seen == pytest.approx([2e-2 * rate for rate in rates], rel=1e-4)
+
+
+def test_the_best_or_the_last_adapter_is_published_and_a_run_can_end_early(model_folder: Path) -> None:
+    # So high a rate that validation soon gets worse.
+    settings: dict[str, Any] = {"iterations": 5, "validate_every": 1, "learning_rate": 0.5}
+    last, best = run(model_folder, keep="last", **settings), run(model_folder, keep="best", **settings)
+    losses = [report.valid_loss for report in best.reports]
+    assert best.step == losses.index(min(loss for loss in losses if loss is not None)) != last.step == 5
+    assert not equal(arrays(last), arrays(best))
+    early = run(model_folder, keep="best", early_stopping=2, **settings)
+    assert early.reports[-1].iteration == early.step + 2 < 5
+    assert equal(arrays(early), arrays(best)) == (early.step == best.step)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def fresh_start(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder / ".sqlora", ignore_errors=True)
+
+
+@pytest.mark.parametrize("ends", [0, 1, 3, 5, 8])
+def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int
+) -> None:
+    settings: dict[str, Any] = {
+        "iterations": 12,
+        "report_every": 2,
+        "validate_every": 5,
+        "checkpoint_every": 4,
+        "keep": "best",
+        "schedule": "cosine",
+    }
+    lora = dataclasses.replace(LORA, dropout=0.2)
+    whole = run(model_folder, lora=lora, **settings)
+    fresh_start(tmp_path)
+    asked = iter([False] * (2 * ends) + [True] * 100)
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlora.train.interruption.Watch.__call__", lambda _: next(asked))
+        with pytest.raises(KeyboardInterrupt):
+            run(model_folder, lora=lora, **settings)
+    resumed = run(model_folder, lora=lora, **settings)
+    assert equal(arrays(whole), arrays(resumed))
+    assert whole.step == resumed.step
+
+    def measured(report: Report) -> tuple[object, ...]:
+        return report.iteration, report.train_loss, report.valid_loss, report.learning_rate, report.gradient_norm
+
+    assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"iterations": 10, "checkpoint_every": 2}
+    whole = arrays(run(model_folder, **settings))
+    (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
+    kept = checkpoint.steps(folder)
+    assert [path.name for path in kept] == ["step-00000006", "step-00000008", "step-00000010"]
+    (kept[2] / "manifest.json").unlink()
+    damaged = bytearray((kept[1] / "optimizer.safetensors").read_bytes())
+    damaged[-3] ^= 1
+    (kept[1] / "optimizer.safetensors").write_bytes(damaged)
+    assert equal(arrays(run(model_folder, **settings)), whole)
+    warnings = capsys.readouterr().err
+    assert "step-00000010: found no readable manifest" in warnings
+    assert "step-00000008: found optimizer.safetensors with another content" in warnings
+    for path in checkpoint.steps(folder):
+        (path / "adapter.safetensors").write_bytes(b"")
+    with pytest.raises(SqloraError, match=r"3 checkpoints, all of them damaged.*delete"):
+        run(model_folder, **settings)
+
+
+def test_other_inputs_start_fresh(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(model_folder, iterations=4)
+    assert "going on" not in capsys.readouterr().out
+    run(model_folder, iterations=4)
+    assert "going on from step-00000004" in capsys.readouterr().out
+    run(model_folder, iterations=4, learning_rate=1e-3)
+    assert "going on" not in capsys.readouterr().out
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
 
 
 def test_more_layers_than_there_are_is_an_error(model_folder: Path) -> None:
-    model, _ = load_base(model_folder)
     with pytest.raises(SqloraError, match=r"lora\.layers: 4.*at most 3"):
-        add_lora(model, dataclasses.replace(LORA, layers=4), seed=1)
+        run(model_folder, lora=dataclasses.replace(LORA, layers=4))
+
+
+def test_no_room_for_the_states(model_folder: Path) -> None:
+    with pytest.raises(SqloraError, match=r"room for 0\.0 GB \(train\.states_gb 1e-09.*train\.states_gb 0"):
+        run(model_folder, states_gb=1e-9)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model_folder: Path) -> None:
-    model, _ = load_base(model_folder)
-    add_lora(model, LORA, seed=1)
-    model.model.norm.weight = model.model.norm.weight * math.nan
-    with pytest.raises(SqloraError, match="validation: found a loss of nan"):
-        train_adapter(model, examples(), examples(2), TRAIN)
+    with pytest.raises(SqloraError, match=r"at iteration \d+, training examples \d|validation: found a loss of nan"):
+        run(model_folder, learning_rate=math.inf)
 
 
-def test_a_step_whose_loss_is_not_finite_is_named(model_folder: Path) -> None:
-    model, _ = load_base(model_folder)
-    add_lora(model, LORA, seed=1)
-    with pytest.raises(SqloraError, match=r"at iteration \d+, training examples|validation: found"):
-        train_adapter(model, examples(), examples(2), dataclasses.replace(TRAIN, learning_rate=math.inf))
+def test_a_second_run_of_the_same_inputs_is_refused(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    run(model_folder, iterations=2)
+    monkeypatch.setattr("sqlora.train.run._LOCK_SECONDS", 0.1)
+    (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
+    with FileLock(folder / "lock"), pytest.raises(SqloraError, match="another training of the same inputs"):
+        run(model_folder, iterations=2)
 
 
 def test_an_adapter_of_another_shape_is_an_error(model_folder: Path, tmp_path: Path) -> None:

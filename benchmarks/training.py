@@ -1,0 +1,342 @@
+"""Whole training runs of sqlora, mlx_lm.lora and PEFT on the same model, examples and machine.
+
+    python benchmarks/training.py [--settings 4x8,2x4] [--systems ours,mlx-lm,peft] [--iterations 600]
+
+A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything from the first look at an
+example to the last step, validation, compilation and the frozen pass included, but not the loading of the model's
+weights. Tokens are the examples' own, without padding. Rank 8 on q and v, loss over all tokens, Adam, validation on
+all validation examples every 200 iterations.
+
+The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
+makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+LEARNING_RATE = 1e-5
+EVERY = 200
+MISTRAL = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 32000,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "max_position_embeddings": 32768,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "bfloat16",
+}
+
+
+def main() -> None:
+    """Run every system in every setting and print a line for each, and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default="4x8,4x4,4x2")
+    parser.add_argument("--systems", default="ours,mlx-lm,mlx-lm-slow-blas")
+    parser.add_argument("--iterations", type=int, default=600)
+    parser.add_argument("--model", type=Path, default=ROOT / "artifacts/model")
+    parser.add_argument("--tokens", type=Path, help="JSON of encoded examples, made from artifacts/dataset by default")
+    parser.add_argument("--shape", choices=["mistral"])
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--again", action="store_true", help="run ours a second time with another learning rate")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        system, setting = arguments.one.split(":")
+        batch, layers = map(int, setting.split("x"))
+        run_one(system, batch, layers, arguments)
+        return
+    if arguments.shape and not arguments.model.exists():
+        make_model(arguments.model)
+    with tempfile.TemporaryDirectory() as scratch:
+        tokens = arguments.tokens or Path(scratch) / "tokens.json"
+        if not arguments.tokens:
+            write_tokens(arguments.model, tokens)
+        for setting in arguments.settings.split(","):
+            rates: dict[str, dict[str, float]] = {}
+            systems = arguments.systems.split(",") + ["ours again"] * arguments.again
+            for system in systems:
+                rates[system] = start(system, setting, tokens, Path(scratch), arguments)
+            if "ours" in rates:
+                for system, rate in rates.items():
+                    if system != "ours":
+                        speed = rates["ours"]["tokens_per_second"] / rate["tokens_per_second"]
+                        memory = rates["ours"]["peak_gb"] / rate["peak_gb"]
+                        print(f"{setting}: ours over {system}: {speed:.2f} times the speed, {memory:.2f} of its memory")
+
+
+def start(system: str, setting: str, tokens: Path, scratch: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    """Run one system in a process of its own; returns and prints its figures."""
+    rate = arguments.learning_rate * (2 if system == "ours again" else 1)
+    command = [sys.executable, __file__, "--one", f"{system.removesuffix(' again')}:{setting}", "--tokens", str(tokens)]
+    command += ["--model", str(arguments.model.resolve()), "--iterations", str(arguments.iterations)]
+    command += ["--learning-rate", str(rate)]
+    environment = dict(os.environ)
+    if system == "mlx-lm-slow-blas":
+        environment["SQLORA_BLAS"] = "mlx"
+    done = subprocess.run(command, cwd=scratch, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        print(f"{setting} {system}: failed with {done.returncode}", flush=True)
+        return {"tokens_per_second": float("nan"), "peak_gb": float("nan")}
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{setting} {system:<18}" + ", ".join(f"{name} {value:g}" for name, value in figures.items()), flush=True)
+    return figures
+
+
+def run_one(system: str, batch: int, layers: int, arguments: argparse.Namespace) -> None:
+    """Train once and print the figures as JSON."""
+    data = json.loads(arguments.tokens.read_text())
+    runs = {"ours": ours, "mlx-lm": mlx_lm, "mlx-lm-slow-blas": mlx_lm, "peft": peft}
+    figures = runs[system](arguments.model, data, batch, layers, arguments.iterations, arguments.learning_rate)
+    figures["tokens_per_second"] = round(figures["tokens"] / figures["seconds"], 1)
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def ours(
+    model: Path, data: dict[str, Any], batch: int, layers: int, iterations: int, learning_rate: float
+) -> dict[str, float]:
+    """The train stage's engine; `.sqlora` lies in the current folder."""
+    from sqlora.mlx import mx  # noqa: F401 - first of all
+
+    from sqlora.memory import peak_memory
+    from sqlora.params.lora import LoraParams
+    from sqlora.params.train import TrainParams
+    from sqlora.tokenizer import Encoded
+    from sqlora.train.buckets import batch_indices, choose_lengths
+    from sqlora.train.run import train_adapter
+
+    train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
+    lora = LoraParams(layers, 8, 20.0, 0.0, ("q_proj", "v_proj"))
+    params = TrainParams(
+        batch_size=batch,
+        gradient_accumulation=1,
+        iterations=iterations,
+        optimizer="adam",
+        learning_rate=learning_rate,
+        schedule="constant",
+        warmup=0,
+        weight_decay=0.0,
+        max_gradient_norm=None,
+        loss="all",
+        gradient_checkpointing=False,
+        report_every=10,
+        validate_every=EVERY,
+        checkpoint_every=100,
+        keep="last",
+        early_stopping=None,
+        states_gb=20.0,
+        seed=1,
+    )
+    started = time.perf_counter()
+    trained = train_adapter(model, train, valid, lora, params, report=lambda _: None)
+    seconds = time.perf_counter() - started
+    lengths = [len(example.tokens) - 1 for example in train]
+    buckets = choose_lengths([len(example.tokens) - 1 for example in (*train, *valid)])
+    chosen = (index for step in range(iterations) for index in batch_indices(step, lengths, buckets, batch, 1))
+    return {
+        "seconds": seconds,
+        "tokens": sum(len(train[index].tokens) for index in chosen),
+        "peak_gb": peak_memory(),
+        "frozen_seconds": trained.frozen_seconds,
+        "validation_seconds": trained.validation_seconds,
+        "valid_loss": trained.reports[-1].valid_loss_all or 0.0,
+    }
+
+
+def mlx_lm(
+    model: Path, data: dict[str, Any], batch: int, layers: int, iterations: int, learning_rate: float
+) -> dict[str, float]:
+    """mlx_lm.lora's own training loop, with its batches."""
+    from sqlora.mlx import mx, optimizers
+
+    import numpy as np
+    from mlx_lm.tuner.trainer import TrainingArgs, TrainingCallback, train
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+    from mlx_lm.utils import load_model
+
+    from sqlora.memory import peak_memory
+
+    base, _ = load_model(model)
+    np.random.seed(1)
+    mx.random.seed(1)
+    base.freeze()
+    keys = ["self_attn.q_proj", "self_attn.v_proj"]
+    linear_to_lora_layers(base, layers, {"rank": 8, "dropout": 0.0, "scale": 20.0, "keys": keys})
+    seen: dict[str, float] = {}
+
+    class Callback(TrainingCallback):  # type: ignore[misc]
+        def on_train_loss_report(self, info: dict[str, Any]) -> None:
+            seen["tokens"] = info["trained_tokens"]
+
+        def on_val_loss_report(self, info: dict[str, Any]) -> None:
+            seen["valid_loss"] = info["val_loss"]
+
+    args = TrainingArgs(
+        batch_size=batch,
+        iters=iterations,
+        val_batches=-1,
+        steps_per_eval=EVERY,
+        steps_per_save=10**9,
+        adapter_file="adapters.safetensors",
+    )
+    train_set, valid_set = ([(ids, 0) for ids, _ in data[name]] for name in ("train", "valid"))
+    started = time.perf_counter()
+    train(
+        base,
+        optimizers.Adam(learning_rate=learning_rate),
+        train_set,
+        valid_set,
+        args=args,
+        training_callback=Callback(),
+    )
+    return {"seconds": time.perf_counter() - started, **seen, "peak_gb": peak_memory()}
+
+
+def peft(
+    model: Path, data: dict[str, Any], batch: int, layers: int, iterations: int, learning_rate: float
+) -> dict[str, float]:
+    """transformers with PEFT's LoRA, a plain PyTorch loop, rows padded to the longest of their batch."""
+    import random
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    base = AutoModelForCausalLM.from_pretrained(model, dtype="auto").to(device)
+    count = base.config.num_hidden_layers
+    config = LoraConfig(
+        r=8,
+        lora_alpha=160,  # a scale of 20
+        target_modules=["q_proj", "v_proj"],
+        layers_to_transform=list(range(count - layers, count)),
+        task_type="CAUSAL_LM",
+    )
+    wrapped = get_peft_model(base, config)
+    optimizer = torch.optim.Adam([p for p in wrapped.parameters() if p.requires_grad], lr=learning_rate)
+    rng = random.Random(1)
+
+    def batch_of(rows: list[list[int]]) -> dict[str, Any]:
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows], device=device)
+        mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device)
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+    def validate() -> float:
+        wrapped.eval()
+        total = tokens = 0.0
+        rows = sorted((ids for ids, _ in data["valid"]), key=len)
+        with torch.no_grad():
+            for at in range(0, len(rows), batch):
+                chosen = rows[at : at + batch]
+                counted = sum(len(row) - 1 for row in chosen)
+                total += wrapped(**batch_of(chosen)).loss.item() * counted
+                tokens += counted
+        wrapped.train()
+        return total / tokens
+
+    rows = [ids for ids, _ in data["train"]]
+    order: list[int] = []
+    trained = 0
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    started = time.perf_counter()
+    loss = validate()
+    for step in range(1, iterations + 1):
+        if len(order) < batch:
+            order = rng.sample(range(len(rows)), len(rows))
+        chosen = [rows[order.pop()] for _ in range(batch)]
+        wrapped(**batch_of(chosen)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        trained += sum(map(len, chosen))
+        if step % EVERY == 0 or step == iterations:
+            loss = validate()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
+    return {"seconds": seconds, "tokens": trained, "peak_gb": peak, "valid_loss": loss}
+
+
+def write_tokens(model: Path, target: Path) -> None:
+    """Encode the examples of the last run with the model's tokenizer."""
+    from sqlora.text import read_examples
+    from sqlora.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(model)
+    data = {}
+    for name in ("train", "valid"):
+        encoded = [
+            tokenizer.encode_example(e.prompt, e.completion)
+            for e in read_examples(ROOT / f"artifacts/dataset/{name}.jsonl")
+        ]
+        data[name] = [(example.tokens, example.prompt_tokens) for example in encoded]
+    target.write_text(json.dumps(data))
+
+
+def make_model(folder: Path) -> None:
+    """A random model of Mistral-7B's shape, 14.5 GB in bfloat16."""
+    import torch
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(MISTRAL))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    wide, keys, hidden = 14336, 1024, 4096
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(*shape, device=device) * 0.02).to(torch.bfloat16).cpu()
+
+    def ones() -> torch.Tensor:
+        return torch.ones(hidden, dtype=torch.bfloat16)
+
+    shards: list[dict[str, torch.Tensor]] = [{"model.embed_tokens.weight": random(32000, hidden)}]
+    for layer in range(32):
+        name = f"model.layers.{layer}."
+        tensors = {
+            name + "self_attn.q_proj.weight": random(hidden, hidden),
+            name + "self_attn.k_proj.weight": random(keys, hidden),
+            name + "self_attn.v_proj.weight": random(keys, hidden),
+            name + "self_attn.o_proj.weight": random(hidden, hidden),
+            name + "mlp.gate_proj.weight": random(wide, hidden),
+            name + "mlp.up_proj.weight": random(wide, hidden),
+            name + "mlp.down_proj.weight": random(hidden, wide),
+            name + "input_layernorm.weight": ones(),
+            name + "post_attention_layernorm.weight": ones(),
+        }
+        if len(shards[-1]) > 70:
+            shards.append({})
+        shards[-1] |= tensors
+    shards[-1] |= {"model.norm.weight": ones(), "lm_head.weight": random(32000, hidden)}
+    index = {}
+    for number, tensors in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Few batch shapes with little padding: every shape costs a GPU the compilation of its kernels."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+
+MOST_PADDING = 0.04
+_MOST_BUCKETS = 24
+
+
+def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING) -> tuple[int, ...]:
+    """The fewest lengths such that padding each example to the next of them adds at most that share of all tokens.
+
+    Dynamic programming over the sorted lengths: the cheapest way to cover the shortest ones with a given number of
+    buckets, extended by one bucket at a time.
+
+    Returns:
+        In rising order; the last is the longest example's.
+    """
+    values, counts = np.unique(np.asarray(lengths), return_counts=True)
+    real = int((values * counts).sum())
+    before = np.concatenate([[0], np.cumsum(counts)])
+    # cost[i, j]: tokens, padding included, of the examples whose length is values[i], …, values[j].
+    size = len(values)
+    cost = np.where(
+        np.arange(size)[:, None] <= np.arange(size)[None, :],
+        (before[None, 1:] - before[:-1, None]) * values[None, :],
+        np.inf,
+    )
+    best = cost[0]
+    starts: list[np.ndarray] = []
+    while real / best[-1] < 1 - most_padding and len(starts) + 1 < min(size, _MOST_BUCKETS):
+        # The last bucket starts at i; before it the cheapest cover of values[: i] with one bucket less.
+        candidates = cost + np.concatenate([[np.inf], best[:-1]])[:, None]
+        starts.append(candidates.argmin(axis=0))
+        best = candidates.min(axis=0)
+    end, chosen = size - 1, [int(values[-1])]
+    for start in reversed(starts):
+        end = int(start[end]) - 1
+        chosen.append(int(values[end]))
+    return tuple(reversed(chosen))
+
+
+def bucket_of(length: int, buckets: Sequence[int]) -> int:
+    """The shortest bucket that holds the length."""
+    return buckets[bisect_left(buckets, length)]
+
+
+def batch_indices(step: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """The examples of a step: a function of the seed and the step alone, so that a run can resume anywhere.
+
+    Every epoch is a new permutation that holds each example once; one batch of it may be smaller. A batch is drawn
+    within a bucket, but for those that hold what was left of one bucket and the beginning of the next.
+
+    Args:
+        step: from 0.
+        lengths: of each example.
+    """
+    batches = -(-len(lengths) // batch_size)
+    epoch, number = divmod(step, batches)
+    return _epoch(tuple(lengths), tuple(buckets), batch_size, seed, epoch)[number]
+
+
+@lru_cache(maxsize=2)
+def _epoch(
+    lengths: tuple[int, ...], buckets: tuple[int, ...], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    rng = Random(f"{seed}/{epoch}")
+    order = list(range(len(lengths)))
+    rng.shuffle(order)
+    order.sort(key=lambda index: bucket_of(lengths[index], buckets))  # stable: shuffled within a bucket
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def used_examples(steps: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """The examples that so many steps see, each once, in the order of the data set."""
+    epoch = -(-len(lengths) // batch_size)
+    if steps >= epoch:
+        return list(range(len(lengths)))
+    return sorted({index for step in range(steps) for index in batch_indices(step, lengths, buckets, batch_size, seed)})

@@ -1,0 +1,134 @@
+"""Checkpoints of a training run: whole or not there, and the last three of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlora.mlx import mx, tree_flatten
+
+from sqlora.errors import SqloraError
+
+ROOT = Path(".sqlora/train")
+KEPT = 3
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """step: how many steps it has seen; adapter, optimizer, best: flat name -> array; record: what else is needed."""
+
+    step: int
+    adapter: dict[str, mx.array]
+    optimizer: dict[str, mx.array]
+    best: dict[str, mx.array]
+    record: dict[str, Any]
+
+
+def fingerprint(inputs: dict[str, Any]) -> str:
+    """A name for a run: equal for equal inputs only."""
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode("utf-8")).hexdigest()[:16]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint into the run's folder and drop all but the last three.
+
+    It is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last.
+    """
+    target = folder / f"step-{checkpoint.step:08d}"
+    partial = folder / f".partial-{target.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in ("adapter", "optimizer", "best"):
+        arrays: dict[str, mx.array] = getattr(checkpoint, name)
+        mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1)})
+    (partial / "record.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.record}))
+    hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+    for path in partial.iterdir():
+        _sync(path)
+    (partial / _MANIFEST).write_text(json.dumps(hashes))
+    _sync(partial / _MANIFEST)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)
+    _sync(folder)
+    for old in steps(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint, and a sentence for each newer one that is damaged.
+
+    Raises:
+        SqloraError: if there are checkpoints and all of them are damaged.
+    """
+    warnings: list[str] = []
+    for path in reversed(steps(folder)):
+        problem = _problem(path)
+        if problem is None:
+            return _read(path), warnings
+        warnings.append(f"{path}: found {problem}; going back to the checkpoint before it")
+    if warnings:
+        raise SqloraError(
+            folder,
+            found=f"{len(warnings)} checkpoints, all of them damaged ({warnings[0]})",
+            expected="at least one whole checkpoint",
+            next_step=f"Check the disk. To start over, delete {folder} and run dvc repro.",
+        )
+    return None, []
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest last."""
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        hashes = json.loads((path / _MANIFEST).read_text())
+        assert isinstance(hashes, dict)
+        for name, expected in hashes.items():
+            if _hash(path / name) != expected:
+                return f"{name} with another content than its manifest says"
+    except (OSError, ValueError, AssertionError) as error:
+        return f"no readable manifest or file ({error})"
+    return None
+
+
+def _read(path: Path) -> Checkpoint:
+    record = json.loads((path / "record.json").read_text())
+    arrays = {}
+    for name in ("adapter", "optimizer", "best"):
+        loaded = mx.load(str(path / f"{name}.safetensors"))
+        assert isinstance(loaded, dict)
+        arrays[name] = {key: value for key, value in loaded.items() if key != "empty"}
+        mx.eval(arrays[name])  # read now: the folder may go while the run goes on
+    return Checkpoint(record.pop("step"), arrays["adapter"], arrays["optimizer"], arrays["best"], record)
+
+
+def flatten(tree: Any) -> dict[str, mx.array]:
+    """Flat name -> array."""
+    return dict(tree_flatten(tree))
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if sys.platform == "darwin":
+            import fcntl
+
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)  # fsync alone stops at the drive's own cache there
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

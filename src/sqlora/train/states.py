@@ -1,0 +1,141 @@
+"""Hidden states of the frozen layers, kept on disk: what the lowest trained layer reads of each example.
+
+A store is a folder of one file of states, appended to, and an index beside it. It belongs to one base model, one
+number of frozen layers and one number type; its folder's name is a fingerprint of these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(".sqlora/states")
+
+
+def key_of(tokens: Sequence[int]) -> str:
+    """What an example is known by: the tokens that go into the model."""
+    return hashlib.sha256(np.asarray(tokens, dtype=np.int32).tobytes()).hexdigest()[:32]
+
+
+class StateStore:
+    """States of examples by key; each is (tokens, width).
+
+    Args:
+        folder: made if it is not there.
+        width: of the residual stream.
+        dtype: of numpy; bfloat16, which numpy lacks, is kept as uint16.
+        part: number of this process; each of several that share the folder appends to files of its own.
+    """
+
+    def __init__(self, folder: Path, width: int, dtype: str, part: int = 0) -> None:
+        self.folder = folder
+        self.width = width
+        self.dtype = np.dtype(dtype)
+        self._part = part
+        self._row = width * self.dtype.itemsize
+        self._places: dict[str, tuple[int, int, int]] = {}  # key -> part, first token, tokens
+        self._ends: dict[int, int] = {}  # part -> tokens
+        self._maps: dict[int, NDArray[np.generic]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._mend()
+        self.refresh()
+        os.utime(folder)  # the least recently used folder goes first when space is short
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def add(self, states: Iterable[tuple[str, NDArray[np.generic]]]) -> None:
+        """Append states; after a crash either all of them are there or none."""
+        lines, start = [], self._ends.get(self._part, 0)
+        with open(self._states(self._part), "ab") as file:
+            for key, array in states:
+                assert array.dtype == self.dtype
+                assert array.shape[1] == self.width
+                file.write(np.ascontiguousarray(array).tobytes())
+                lines.append(json.dumps([key, start, len(array)]) + "\n")
+                start += len(array)
+            file.flush()
+            os.fsync(file.fileno())
+        with open(self._index(self._part), "a", encoding="ascii") as file:
+            file.write("".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what other processes have appended."""
+        self._maps = {}
+        for path in sorted(self.folder.glob("index-*.jsonl")):
+            part = int(path.stem.removeprefix("index-"))
+            for key, start, count in self._entries(part):
+                self._places.setdefault(key, (part, start, count))
+                self._ends[part] = max(self._ends.get(part, 0), start + count)
+
+    def read(self, keys: Sequence[str], length: int) -> NDArray[np.generic]:
+        """The states of some examples, zeros behind each.
+
+        Returns:
+            (len(keys), length, width)
+        """
+        batch = np.zeros((len(keys), length, self.width), dtype=self.dtype)
+        for row, key in enumerate(keys):
+            part, start, count = self._places[key]
+            if part not in self._maps:
+                shape = (self._ends[part], self.width)
+                self._maps[part] = np.memmap(self._states(part), dtype=self.dtype, mode="r", shape=shape)
+            batch[row, :count] = self._maps[part][start : start + count]
+        return batch
+
+    def _states(self, part: int) -> Path:
+        return self.folder / f"states-{part}.bin"
+
+    def _index(self, part: int) -> Path:
+        return self.folder / f"index-{part}.jsonl"
+
+    def _entries(self, part: int) -> list[tuple[str, int, int]]:
+        """The entries of an index up to the first that a crash cut short or left without its states."""
+        index, states = self._index(part), self._states(part)
+        if not index.exists() or not states.exists():
+            return []
+        there = states.stat().st_size // self._row
+        entries = []
+        for line in index.read_text(encoding="ascii").splitlines(keepends=True):
+            try:
+                key, start, count = json.loads(line)
+            except ValueError:
+                break
+            if not line.endswith("\n") or start + count > there:
+                break
+            entries.append((key, start, count))
+        return entries
+
+    def _mend(self) -> None:
+        """Cut off this part's files what a killed run left unfinished, so that appending goes on at the right place."""
+        entries = self._entries(self._part)
+        end = max((start + count for _, start, count in entries), default=0)
+        text = "".join(json.dumps(list(entry)) + "\n" for entry in entries)
+        self._index(self._part).write_text(text, encoding="ascii")
+        with open(self._states(self._part), "ab") as file:
+            file.truncate(end * self._row)
+
+
+def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
+    """Delete the least recently used stores until the others and `keep` take at most so much; returns their names."""
+    stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
+    deleted = []
+    for path in sorted(stores, key=lambda path: path.stat().st_mtime):
+        if sum(sizes.values()) <= most_bytes:
+            break
+        if path != keep:
+            shutil.rmtree(path)
+            del sizes[path]
+            deleted.append(path.name)
+    return deleted

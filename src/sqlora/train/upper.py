@@ -1,0 +1,170 @@
+"""The base model in two parts: the layers below the lowest adapted one, which training never changes, and the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlora.mlx import mx, nn
+
+import numpy as np
+from mlx_lm.models.base import create_attention_mask
+from mlx_lm.utils import load_model
+from numpy.typing import NDArray
+
+from sqlora.progress import progress
+from sqlora.train.buckets import bucket_of
+from sqlora.train.states import StateStore, key_of
+
+# Of one wave through the frozen layers: its states are in memory twice while a layer runs.
+WAVE_TOKENS = 65_536
+_BATCH_TOKENS = 2_048
+
+
+class Upper(nn.Module):
+    """The trained part of a model: its top layers, the last norm and the output matrix.
+
+    Args:
+        model: loaded lazily; it loses its frozen layers.
+        frozen: how many lower layers are left out. With 0 the embedding stays, and inputs are tokens.
+    """
+
+    def __init__(self, model: nn.Module, frozen: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        model.model.layers = model.model.layers[frozen:]
+        self.model = model
+        self.frozen = frozen
+        self.checkpointing = False
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The layers that are left; where mlx-lm looks for those to adapt."""
+        layers: list[nn.Module] = self.model.model.layers
+        return layers
+
+    def load(self) -> None:
+        """Read the weights of this part, and of no other, into memory."""
+        parts = [self.model.model.layers, self.model.model.norm]
+        if "lm_head" in self.model:
+            parts.append(self.model.lm_head)
+        if not self.frozen or "lm_head" not in self.model:
+            parts.append(self.model.model.embed_tokens)
+        mx.eval(
+            [part.parameters() if isinstance(part, nn.Module) else [p.parameters() for p in part] for part in parts]
+        )
+
+    def hidden(self, inputs: mx.array) -> mx.array:
+        """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last norm's output."""
+        state = self.model.model.embed_tokens(inputs) if inputs.ndim == 2 else inputs
+        for layer in self.layers:
+            run = nn.utils.checkpoint(layer) if self.checkpointing else layer
+            state = run(state, attention_mask(layer, state, self.model.args))
+        normed: mx.array = self.model.model.norm(state)
+        return normed
+
+    def adapter(self) -> dict[str, Any]:
+        """The trainable parameters, as a tree."""
+        tree: dict[str, Any] = self.trainable_parameters()  # type: ignore[no-untyped-call]
+        return tree
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(…, width) -> (…, vocabulary), in float32."""
+        head = self.model.lm_head if "lm_head" in self.model else self.model.model.embed_tokens.as_linear
+        logits: mx.array = head(hidden).astype(mx.float32)
+        return logits
+
+
+def fill_store(
+    store: StateStore, folder: Path, frozen: int, examples: Sequence[Sequence[int]], buckets: Sequence[int]
+) -> int:
+    """Run the frozen layers over the examples that the store lacks; returns how many these were.
+
+    One layer's weights are in memory at a time. An example's states depend on its own bucket only, not on what else
+    is computed: all batches of a bucket have one shape, so a run that was killed and repeated gets the same bits.
+
+    Args:
+        folder: of the converted model.
+        examples: what goes into the model, without the last token.
+        buckets: lengths to which batches are padded.
+    """
+    missing = list({key_of(tokens): tuple(tokens) for tokens in examples if key_of(tokens) not in store}.items())
+    if not missing:
+        return 0
+    missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
+    total = len(missing) * frozen
+    with progress("frozen layers", total=total, unit="example-layer") as bar:
+        for wave in _waves(missing, buckets):
+            batches = list(_batches(wave, buckets))
+            model, _ = load_model(folder, lazy=True)
+            states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
+            mx.eval(states)
+            layers, args = model.model.layers, model.args
+            del model
+            for index in range(frozen):
+                layer = layers[index]
+                for number, state in enumerate(states):
+                    states[number] = layer(state, attention_mask(layer, state, args))
+                    mx.eval(states[number])
+                layers[index] = None  # its weights go before the next one's come
+                del layer
+                bar.update(len(wave))
+            store.add(
+                (key, _numpy(state[row, : len(tokens)]))
+                for (items, _), state in zip(batches, states, strict=True)
+                for row, (key, tokens) in enumerate(items)
+            )
+            del states
+            mx.clear_cache()
+    return len(missing)
+
+
+def attention_mask(layer: nn.Module, state: mx.array, args: Any) -> Any:
+    """Causal, and within the window where the layer has one."""
+    window = args.sliding_window if getattr(layer, "use_sliding", False) else None
+    return create_attention_mask(state, None, window_size=window)
+
+
+def state_dtype(config: dict[str, Any]) -> str:
+    """numpy's name for the type in which a model's states are kept."""
+    return {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}[config["torch_dtype"]]
+
+
+def to_mlx(array: NDArray[np.generic]) -> mx.array:
+    """States as they were stored; uint16 is bfloat16."""
+    result = mx.array(array)
+    return result.view(mx.bfloat16) if array.dtype == np.uint16 else result
+
+
+def _numpy(state: mx.array) -> NDArray[np.generic]:
+    return np.asarray(state.view(mx.uint16) if state.dtype == mx.bfloat16 else state)
+
+
+Item = tuple[str, tuple[int, ...]]
+
+
+def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
+    wave: list[Item] = []
+    tokens = 0
+    for item in items:
+        length = bucket_of(len(item[1]), buckets)
+        if wave and tokens + length > WAVE_TOKENS:
+            yield wave
+            wave, tokens = [], 0
+        wave.append(item)
+        tokens += length
+    yield wave
+
+
+def _batches(wave: list[Item], buckets: Sequence[int]) -> Iterator[tuple[list[Item], NDArray[np.int32]]]:
+    by_bucket: dict[int, list[Item]] = {}
+    for item in wave:
+        by_bucket.setdefault(bucket_of(len(item[1]), buckets), []).append(item)
+    for length, items in by_bucket.items():
+        rows = max(1, _BATCH_TOKENS // length)
+        for start in range(0, len(items), rows):
+            chosen = items[start : start + rows]
+            tokens = np.zeros((rows, length), dtype=np.int32)  # always this shape, whatever is left
+            for row, (_, example) in enumerate(chosen):
+                tokens[row, : len(example)] = example
+            yield chosen, tokens

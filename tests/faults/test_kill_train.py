@@ -1,0 +1,155 @@
+"""A training run that is killed at any moment goes on to the same adapter, byte for byte."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sqlora.params.lora import LoraParams
+from sqlora.params.train import TrainParams
+from sqlora.tokenizer import Encoded
+
+REPOSITORY = Path(__file__).parents[2]
+LORA = LoraParams(layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
+TRAIN = TrainParams(
+    batch_size=2,
+    gradient_accumulation=1,
+    iterations=40,
+    optimizer="adam",
+    learning_rate=1e-2,
+    schedule="cosine",
+    warmup=3,
+    weight_decay=0.0,
+    max_gradient_norm=1.0,
+    loss="completion",
+    gradient_checkpointing=False,
+    report_every=5,
+    validate_every=10,
+    checkpoint_every=1,  # so that many moments lie within the saving of a checkpoint
+    keep="best",
+    early_stopping=None,
+    states_gb=1.0,
+    seed=3,
+)
+KILLS = 20
+
+
+def examples(count: int) -> list[Encoded]:
+    rng = np.random.default_rng(count)
+    rows = []
+    for number in range(count):
+        prompt = [1, *rng.integers(3, 500, 20 + number % 17).tolist()]
+        rows.append(Encoded((*prompt, 40, 41, 42 + number % 2, 2), len(prompt)))
+    return rows
+
+
+def train(model: Path, folder: Path) -> None:
+    """In a process of its own: train and write the adapter."""
+    os.chdir(folder)
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the process ends soon
+    from sqlora.mlx import mx
+
+    from sqlora.train.run import train_adapter
+
+    trained = train_adapter(model, examples(60), examples(6), LORA, TRAIN, report=lambda _: None)
+    mx.save_safetensors("partial.safetensors", dict(sorted(trained.adapter.items())))
+    os.replace("partial.safetensors", "adapter.safetensors")
+
+
+def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sqlora.train.run"])
+
+    def start(folder: Path) -> multiprocessing.process.BaseProcess:
+        folder.mkdir(exist_ok=True)
+        process = context.Process(target=train, args=(model_folder, folder))
+        process.start()
+        return process
+
+    process = start(tmp_path / "whole")
+    process.join()
+    assert process.exitcode == 0
+    expected = (tmp_path / "whole/adapter.safetensors").read_bytes()
+    rng, folder, moments = random.Random(5), tmp_path / "killed", set()
+    for kill in range(KILLS):
+        process = start(folder)
+        # Some kills fall into the frozen pass, the others within the next few steps and their checkpoints.
+        before, more = newest(folder), rng.randrange(3)
+        while process.is_alive():
+            if (folder / ".sqlora/states").exists() if kill < 5 else newest(folder) > before + more:
+                break
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.03)
+        process.kill()
+        process.join()
+        moments.add(newest(folder))
+        if (folder / "adapter.safetensors").exists():  # it was through
+            assert (folder / "adapter.safetensors").read_bytes() == expected
+            shutil.rmtree(folder)
+    process = start(folder)
+    process.join()
+    assert process.exitcode == 0
+    assert (folder / "adapter.safetensors").read_bytes() == expected
+    assert len(moments) > 8, moments
+
+
+def newest(folder: Path) -> int:
+    """The last step that has a whole checkpoint."""
+    return max((int(path.name.removeprefix("step-")) for path in folder.rglob("step-*")), default=0)
+
+
+def test_the_trainer_ends_when_the_dvc_above_it_is_killed(model_folder: Path, tmp_path: Path) -> None:
+    # A stand-in called dvc starts the trainer through a shell, as dvc does, and is killed.
+    trainer = tmp_path / "trainer.py"
+    trainer.write_text(
+        "import sys, time\n"
+        "from sqlora.train.interruption import watching\n"
+        "with watching() as watch:\n"
+        "    print('started', flush=True)\n"
+        "    while not watch():\n"
+        "        time.sleep(0.05)\n"
+        "open('ended', 'w').write('x')\n"
+    )
+    dvc = tmp_path / "dvc"
+    dvc.write_text(f"import subprocess\nsubprocess.run('{sys.executable} trainer.py; true', shell=True)\n")
+    process = subprocess.Popen([sys.executable, str(dvc)], cwd=tmp_path, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"started\n"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ended").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_a_checkpoint_and_the_next_run_goes_on(
+    model_folder: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    code = "import sys; sys.path.insert(0, sys.argv[2]); import pathlib, test_kill_train as t\n"
+    code += "t.train(pathlib.Path(sys.argv[1]), pathlib.Path('.'))\n"
+    command = [sys.executable, "-c", code, str(model_folder), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("step-*")) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait()
+    if process.returncode == 0:
+        pytest.skip("the run was through before the signal came")
+    (latest,) = sorted(tmp_path.rglob("step-*/manifest.json"))[-1:]
+    assert not (tmp_path / "adapter.safetensors").exists()
+    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "adapter.safetensors").exists()
+    assert latest

@@ -1,0 +1,83 @@
+"""Batch shapes: few, with little padding, and every example once an epoch."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths, used_examples
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, 4), (103, 4), (3, 4), (1, 1), (65, 16)])
+def test_every_epoch_holds_each_example_once_the_tail_included(count: int, size: int) -> None:
+    lengths = [(7 * i) % 50 + 10 for i in range(count)]
+    buckets = choose_lengths(lengths)
+    steps = -(-count // size)
+    for epoch in range(3):
+        batches = [batch_indices(epoch * steps + step, lengths, buckets, size, 1) for step in range(steps)]
+        assert sorted(index for batch in batches for index in batch) == list(range(count))
+        assert sorted(map(len, batches))[1:] == [size] * (steps - 1)
+
+
+def test_the_order_depends_on_seed_and_step_alone() -> None:
+    lengths = [(7 * i) % 50 + 10 for i in range(50)]
+    buckets = choose_lengths(lengths)
+    late = batch_indices(37, lengths, buckets, 4, 5)
+    for step in range(60):
+        batch_indices(step, lengths, buckets, 4, 5)
+    assert batch_indices(37, lengths, buckets, 4, 5) == late
+
+    def epoch(number: int, seed: int) -> list[list[int]]:
+        return [batch_indices(13 * number + step, lengths, buckets, 4, seed) for step in range(13)]
+
+    assert epoch(0, seed=5) != epoch(0, seed=6)
+    assert epoch(0, seed=5) != epoch(1, seed=5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_few_shapes_and_little_padding(size: int) -> None:
+    # About as WikiSQL's lengths are: mean 95, 95% under 131, the longest at 221.
+    rng = np.random.default_rng(0)
+    lengths = np.clip(rng.gamma(20, 4.75, 1000), 40, 221).astype(int).tolist()
+    buckets = choose_lengths(lengths)
+    assert len(buckets) <= 14
+    padded = 0
+    for step in range(-(-1000 // size)):
+        chosen = batch_indices(step, lengths, buckets, size, 1)
+        padded += size * bucket_of(max(lengths[index] for index in chosen), buckets)
+    assert 1 - sum(lengths) / padded < 0.05
+
+
+def test_the_choice_of_lengths_is_the_best_there_is() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(30):
+        lengths = rng.integers(5, 30, 12).tolist()
+        chosen = choose_lengths(lengths, most_padding=0.05)
+        values = sorted(set(lengths))
+
+        def padding(buckets: tuple[int, ...], lengths: list[int] = lengths) -> float:
+            return 1 - sum(lengths) / sum(bucket_of(length, buckets) for length in lengths)
+
+        assert chosen[-1] == values[-1]
+        assert padding(chosen) <= 0.05 + 1e-9
+        fewer = itertools.combinations(values[:-1], len(chosen) - 2) if len(chosen) > 1 else []
+        assert all(padding((*one, values[-1])) > 0.05 - 1e-9 for one in fewer)
+        same = itertools.combinations(values[:-1], len(chosen) - 1)
+        assert padding(chosen) == pytest.approx(min(padding((*one, values[-1])) for one in same))
+
+
+def test_one_length_is_one_bucket() -> None:
+    assert choose_lengths([7, 7, 7]) == (7,)
+    assert choose_lengths([7]) == (7,)
+
+
+def test_the_examples_of_a_short_run() -> None:
+    lengths = [(7 * i) % 50 + 10 for i in range(50)]
+    buckets = choose_lengths(lengths)
+    seen = {index for step in range(5) for index in batch_indices(step, lengths, buckets, 4, 2)}
+    assert used_examples(5, lengths, buckets, 4, 2) == sorted(seen)
+    assert len(seen) in (18, 20)
+    assert used_examples(13, lengths, buckets, 4, 2) == list(range(50))
+    assert used_examples(1000, lengths, buckets, 4, 2) == list(range(50))

@@ -1,0 +1,80 @@
+"""Stored states of the frozen layers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sqlora.train.states import StateStore, key_of, make_room
+
+
+def states(seed: int, count: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 4)).astype(np.float32)
+
+
+def test_what_was_added_is_read_padded_with_zeros(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "s", 4, "float32")
+    one, two = states(1, 3), states(2, 5)
+    store.add([("a", one), ("b", two)])
+    assert "a" in store
+    assert "c" not in store
+    batch = store.read(["b", "a"], 6)
+    assert batch.shape == (2, 6, 4)
+    assert np.array_equal(batch[0, :5], two)
+    assert np.array_equal(batch[1, :3], one)
+    assert not batch[1, 3:].any()
+    store.add([("c", states(3, 2))])
+    again = StateStore(tmp_path / "s", 4, "float32")
+    assert np.array_equal(again.read(["c"], 2)[0], states(3, 2))
+    assert np.array_equal(again.read(["a"], 3)[0], one)
+
+
+@pytest.mark.parametrize("cut", ["states", "index", "half a line"])
+def test_after_a_crash_the_unfinished_part_is_gone_and_the_rest_is_whole(tmp_path: Path, cut: str) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3))])
+    whole = (folder / "index-0.jsonl").read_text()
+    store.add([("b", states(2, 5))])
+    if cut == "states":  # the index came to the disk, the states did not
+        os.truncate(folder / "states-0.bin", 3 * 16 + 7)
+    elif cut == "index":
+        (folder / "index-0.jsonl").write_text(whole)
+    else:
+        (folder / "index-0.jsonl").write_text(whole + '["b", 3')
+    again = StateStore(folder, 4, "float32")
+    assert "a" in again
+    assert "b" not in again
+    again.add([("c", states(4, 2))])
+    last = StateStore(folder, 4, "float32")
+    assert np.array_equal(last.read(["a"], 3)[0], states(1, 3))
+    assert np.array_equal(last.read(["c"], 2)[0], states(4, 2))
+
+
+def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
+    one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
+    one.add([("a", states(1, 3))])
+    two.add([("b", states(2, 5))])
+    assert "b" not in one
+    one.refresh()
+    assert np.array_equal(one.read(["b", "a"], 5)[0], states(2, 5))
+
+
+def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+    for number, name in enumerate(("old", "mine", "new")):
+        store = StateStore(tmp_path / name, 4, "float32")
+        store.add([("a", states(1, 1000))])
+        os.utime(tmp_path / name, (number, number))
+    assert make_room(tmp_path, tmp_path / "mine", 3 * 20_000) == []
+    assert make_room(tmp_path, tmp_path / "mine", 2 * 20_000) == ["old"]
+    assert make_room(tmp_path, tmp_path / "mine", 0) == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+    assert make_room(tmp_path / "none", tmp_path / "mine", 0) == []
+
+
+def test_keys_tell_texts_apart() -> None:
+    assert key_of([1, 2]) == key_of((1, 2))
+    assert len({key_of(tokens) for tokens in ([1, 2], [2, 1], [1, 2, 0], [12], [])}) == 5
