@@ -89,13 +89,13 @@ class Tokenizer:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True
-        eos = tokenizer.token_to_id(str(config.get("eos_token")))
+        eos = _id_of(tokenizer, config.get("eos_token"))
         if eos is None:
             raise _damaged(config_file, f"eos_token {config.get('eos_token')!r}, which is no token")
-        bos = tokenizer.token_to_id(str(config.get("bos_token")))
+        bos = _id_of(tokenizer, config.get("bos_token"))
         puts_bos = tokenizer.encode("a", add_special_tokens=True).ids[:1] == [bos]
         self.bos, self.eos = bos if puts_bos else None, eos
-        special = {bos, eos}
+        special = {bos, eos} - {None}
         self._encode = lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
         # sentencepiece leaves out the blank in front of a text; byte-level decoders do not, so it is taken off here.
         word = self._encode("a")
@@ -115,6 +115,12 @@ class Tokenizer:
         if not isinstance(config, dict):
             raise _damaged(path, f"a JSON {type(config).__name__}")
         return config
+
+
+def _id_of(tokenizer: Any, token: object) -> int | None:
+    """The id of a special token; None, not the id of the text "None", where there is none."""
+    found: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
+    return found
 
 
 def _damaged(path: Path, found: str) -> SqloraError:

@@ -121,6 +121,12 @@ def test_a_pickle_that_asks_for_gigabytes(kitchen: Kitchen) -> None:
     assert_fails(kitchen, kitchen.convert(), "source/consolidated.00.pth: found a damaged or foreign file (MemoryError")
 
 
+def test_a_config_nested_without_end(kitchen: Kitchen) -> None:
+    write_checkpoint(kitchen.folder / "source")
+    (kitchen.folder / "source/params.json").write_text("[" * 100_000)
+    assert_fails(kitchen, kitchen.convert(), "params.json", "no readable JSON")
+
+
 def test_a_full_disk(kitchen: Kitchen, small_disk: Path) -> None:
     write_checkpoint(kitchen.folder / "source")
     assert_fails(kitchen, kitchen.convert(), "found no space left", "Free some space")

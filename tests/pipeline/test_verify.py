@@ -164,6 +164,14 @@ def test_missing_and_foreign_files_in_the_workspace(repository: Repository) -> N
     assert repository.files() == good
 
 
+def test_a_folder_in_the_place_of_a_file(repository: Repository) -> None:
+    good = repository.files()
+    (repository.folder / WEIGHTS).unlink()
+    (repository.folder / WEIGHTS).mkdir()
+    repository.mend(uses="rm -rf 'model of mine/model.safetensors'")
+    assert repository.files() == good
+
+
 @pytest.mark.parametrize("in_git", [True, False])
 def test_damaged_result_that_dvc_does_not_keep(repository: Repository, in_git: bool) -> None:
     good = repository.files()

@@ -147,6 +147,20 @@ def test_bos_is_put_where_transformers_puts_it(
     assert own.encode_prompt("abc") == AutoTokenizer.from_pretrained(tmp_path / "model").encode("abc")
 
 
+def test_without_bos_no_ordinary_word_is_taken_for_one(source: Path, tmp_path: Path) -> None:
+    copy = copy_of(source, tmp_path)
+    write_byte_tokenizer(copy, bos_token=None)
+    content = json.loads((copy / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary["None"] = vocabulary.pop(last)  # GPT-2's vocabulary has the word
+    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if "".join(pair) != last]
+    (copy / "tokenizer.json").write_text(json.dumps(content))
+    own = Tokenizer(converted(copy, tmp_path))
+    assert own.bos is None
+    assert own.decode([vocabulary["None"]]) == "None"
+
+
 def test_sentencepiece_stays_the_truth_beside_a_tokenizer_json(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source", tokenizer="sentencepiece")
     folder = converted(source, tmp_path)
@@ -254,6 +268,10 @@ def test_every_bad_field_is_listed_at_once(source: Path, tmp_path: Path) -> None
         ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads"),
         ({"num_hidden_layers": 10**6}, "fewer than config.json has layers"),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types"),
+        (
+            {"layer_types": ["full_attention", "full_attention", "sliding_attention"], "sliding_window": 8},
+            "transformers ignores in a llama",
+        ),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2}}, "rope_scaling.low_freq_factor is None"),
         ({"vocab_size": 100}, "token ids up to 511; expected ids below 100"),
         ({"hidden_size": 32}, "has shape (512, 64) where config.json implies (512, 32)"),

@@ -185,6 +185,10 @@ def other_vocabulary(model: Path) -> None:
         (lambda m: edit_config(m, model_type="qwen2"), "found model_type: 'qwen2'; expected a plain, unquantized"),
         (lambda m: edit_config(m, quantization={"bits": 4}), r"found quantization: .*Run dvc repro -f export/dvc.yaml"),
         (lambda m: edit_config(m, rope_scaling={"type": "linear"}), "found rope_scaling.*convert_hf_to_gguf.py"),
+        (
+            lambda m: edit_config(m, layer_types=["full_attention", "sliding_attention"]),
+            "found layer_types with sliding",
+        ),
         (lambda m: edit_config(m, rope_parameters={"rope_type": "yarn"}), "found rope_scaling"),
         (lambda m: (m / "config.json").write_text('{"model_type": "llama"}'), "no hidden_size, no intermediate_size"),
         (lambda m: (m / "config.json").write_text("{"), r"config.json: found no readable JSON"),

@@ -136,10 +136,34 @@ def test_index_that_is_none(source: Callable[[Files], Path], content: bytes) -> 
     assert error.found.startswith("for Hugging Face's format a model.safetensors.index.json that names no shards; for")
 
 
+def test_files_of_another_model_below_are_left_alone() -> None:
+    folder(SHARDED)
+    folder({"model.safetensors": b"of a checkpoint", "tokenizer.json": b"of another kind"}, "checkpoint-5")
+    assert extracted(Path("source")) == SHARDED
+
+
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_files_of_two_folders_are_not_made_one_model(kind: str) -> None:
+    weights = {"model.safetensors": SINGLE["model.safetensors"]}
+    rest = {name: content for name, content in SINGLE.items() if name not in weights}
+    if kind == "folder":
+        folder(rest)
+        folder(weights, "checkpoint-5")
+    else:
+        parts = [(f"model/{name}", content) for name, content in rest.items()]
+        parts.append(("model/checkpoint-5/model.safetensors", b"w"))
+        write_members(Path("source.tar"), *(member(name, content) for name, content in parts))
+    with pytest.raises(
+        SqloraError, match=r"files that lie in different folders: .*model\.safetensors in .*checkpoint-5"
+    ):
+        extracted(Path("source.tar") if kind == "tar" else Path("source"))
+
+
 def test_the_folder_itself_goes_before_what_lies_below() -> None:
     folder(SINGLE)
     folder({"config.json": b"of another", "tokenizer_config.json": b"j"}, "onnx")
-    assert extracted(Path("source")) == SINGLE | {"tokenizer_config.json": b"j"}
+    # What lies below may be of another model: nothing of it is taken.
+    assert extracted(Path("source")) == SINGLE
 
 
 def test_one_level_below() -> None:

@@ -42,7 +42,7 @@ def read_config(path: Path) -> MistralConfig:
     """Read params.json; raises SqloraError that lists every missing, unknown and unusable field."""
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else f"no readable JSON ({error})"
         raise _bad_config(path, found) from None
     if not isinstance(fields, dict):

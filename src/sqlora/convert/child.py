@@ -56,7 +56,8 @@ def _result(answer: bytes, status: int, source: Path) -> list[str]:
     if "os_error" in result:
         raise OSError(*result["os_error"])
     if "crash" in result:
-        raise RuntimeError(result["crash"])
+        short, trace = result["crash"]
+        raise RuntimeError(short) from RuntimeError(trace)  # the trace is for the crash file
     killed = status == -signal.SIGKILL
     raise SqloraError(
         source,
@@ -102,9 +103,9 @@ def _convert(job: dict[str, Any]) -> dict[str, Any]:
     except OSError as error:
         if error.errno is not None:
             return {"os_error": [error.errno, error.strerror, str(error.filename) if error.filename else None]}
-        return {"crash": traceback.format_exc()}
-    except Exception:  # noqa: BLE001 - the parent is the one that reports it
-        return {"crash": traceback.format_exc()}
+        return {"crash": [f"{type(error).__name__}: {error}", traceback.format_exc()]}
+    except Exception as error:  # noqa: BLE001 - the parent is the one that reports it
+        return {"crash": [f"{type(error).__name__}: {error}", traceback.format_exc()]}
 
 
 def _end_with_parent() -> None:

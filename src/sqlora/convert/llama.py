@@ -225,6 +225,10 @@ def _disagreements(config: Mapping[str, Any]) -> list[str]:
                 "layer_types is not a list of full_attention and sliding_attention (with sliding_window), "
                 "one for each layer and the first of them somewhere"
             )
+        elif "sliding_attention" in types and config["model_type"] == "llama":
+            problems.append(
+                "layer_types has sliding_attention, which transformers ignores in a llama and mlx-lm does not"
+            )
     return problems
 
 

@@ -77,6 +77,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config["rope_scaling"] = rope
     unfit = [f"{key}: {config.get(key)!r}" for key, allowed in _ALLOWED.items() if config.get(key) not in allowed]
     unfit += [f"no {key}" for key in _REQUIRED if key not in config]
+    if "sliding_attention" in (config.get("layer_types") or ()):
+        unfit.append("layer_types with sliding_attention")
     if unfit:
         raise SqloraError(
             path,

@@ -81,14 +81,18 @@ def linked(source: Path, target: Path) -> bool:
 
 def _extract_folder(source: Path, selection: Selection, folder: Path, link: bool) -> None:
     places: dict[str, list[Path]] = {}
+    # The folder itself if it has all that is wanted; files of a folder below are not mixed into it.
     for pattern in ("*", "*/*"):
         found = [path for path in sorted(source.glob(pattern)) if selection.matches(path.name) and path.is_file()]
         for path in found:
             if path.name not in places or places[path.name][0].parent != source:
                 places.setdefault(path.name, []).append(path)
+        if places and not selection.choose({name: paths[0] for name, paths in places.items()}).missing:
+            break
     chosen = selection.choose({name: paths[0] for name, paths in places.items()})
     others = [path.name for path in sorted(source.iterdir())[: _SHOWN + 1]]
     _require_once(source, chosen, {name: len(paths) for name, paths in places.items()}, others, [])
+    _require_one_folder(source, {name: str(places[name][0].parent) for name in chosen.names})
     sizes = {name: places[name][0].stat().st_size for name in chosen.names}
     with _bar(f"copy {source.name}", total=sum(sizes.values())) as bar:
         for name, size in sizes.items():
@@ -101,6 +105,7 @@ def _extract_folder(source: Path, selection: Selection, folder: Path, link: bool
 
 def _extract_tar(archive: Path, selection: Selection, folder: Path, max_bytes: int) -> None:
     number: dict[str, int] = {}
+    parents: dict[str, str] = {}
     seen: list[str] = []
     refused: list[str] = []
     total = archive.stat().st_size
@@ -118,6 +123,7 @@ def _extract_tar(archive: Path, selection: Selection, folder: Path, max_bytes: i
                     refused.append(member.name)
                     continue
                 number[path.name] = number.get(path.name, 0) + 1
+                parents[path.name] = str(path.parent)
                 content.seek(member.offset_data)
                 _copy(content.take, folder / path.name, member.size)
     except TooLargeError:
@@ -132,6 +138,7 @@ def _extract_tar(archive: Path, selection: Selection, folder: Path, max_bytes: i
         ) from None
     chosen = selection.choose({name: folder / name for name in number})
     _require_once(archive, chosen, number, seen, refused)
+    _require_one_folder(archive, {name: parents[name] for name in chosen.names})
     for name in number.keys() - set(chosen.names):  # which are wanted is known only now that all were seen
         (folder / name).unlink()
 
@@ -221,6 +228,18 @@ def _require_once(source: Path, chosen: Chosen, number: dict[str, int], seen: li
             found=f"{', '.join(problems)} among {among}{unsafe}",
             expected=chosen.expected,
             next_step="Check that the source has the right format, is complete and holds nothing else of that kind.",
+        )
+
+
+def _require_one_folder(source: Path, parents: dict[str, str]) -> None:
+    """Files of two folders may belong to two models."""
+    if len(set(parents.values())) > 1:
+        shown = [f"{name} in {parent}" for name, parent in parents.items()]
+        raise SqloraError(
+            source.absolute(),
+            found=f"files that lie in different folders: {_listed(shown)}",
+            expected="all of them in one folder",
+            next_step="Put what belongs together into a folder of its own and name that as the source.",
         )
 
 

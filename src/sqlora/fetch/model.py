@@ -47,9 +47,13 @@ def fetch_model(sources: str | Sequence[str], *, checksum: str | None, demo: Cal
     waiting = "another process fetches a model here; waiting for that"
     with locked(MEMBERS, waiting) if remote else nullcontext():
         cache = dvc_cache() if remote else None
-        for source in remote:
-            if restore(key_of(source, wanted), folder, cache):
-                print(f"{shown(source)}: taken from DVC's cache, where an earlier run put it", file=sys.stderr)
+        for source in several:
+            if "://" not in source:
+                if source == "demo" or Path(source).expanduser().exists():
+                    break  # it comes before what follows
+            elif restore(key_of(source, wanted), folder, cache):
+                again = "" if wanted or (is_on_hub(source) and "@" in source) else f"; to ask again, delete {MEMBERS}"
+                print(f"{shown(source)}: taken from DVC's cache, where an earlier run put it{again}", file=sys.stderr)
                 _discard(source, wanted)
                 return
         room_for = _room_for(cache)

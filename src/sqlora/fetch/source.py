@@ -90,7 +90,7 @@ def _local(section: str, source: str, checksum: Checksum | None, demo: Callable[
         raise SourceError(
             path.absolute(),
             found="no such file or folder" if isinstance(error, FileNotFoundError) else reason(error),
-            expected=f"what {section}.source in params.yaml names: `demo`, a tar, a folder or an http(s) URL",
+            expected=f"what {section}.source in params.yaml names: `demo`, a tar, a folder, an http(s) URL or (a model) hf://owner/name",
             next_step=f"Correct {section}.source; a relative path starts at the top of the repository.",
         ) from None
     if checksum and path.is_dir():

@@ -12,11 +12,17 @@ _SHOWN = 10
 
 
 def run(root: Path, *, remote: bool, as_json: bool) -> int:
-    """Verify and print; returns 1 if something is damaged."""
+    """Verify and print; returns 1 if something is damaged or the remote that was asked has nothing."""
     result = audit(root, remote=remote)
     commands = all_commands(root, result)
     print(_json(root, result, commands) if as_json else _text(result, commands, remote))
-    return 1 if result.damages else 0
+    return 1 if result.damages or _empty_remote(result) else 0
+
+
+def _empty_remote(result: Audit) -> bool:
+    """Whether a remote was asked and had nothing; one that cannot be reached looks like that."""
+    asked = result.remote is not None and any(place == "remote" for place, _ in result.absent)
+    return asked and not result.reached_remote
 
 
 def _json(root: Path, result: Audit, commands: list[str]) -> str:
@@ -52,7 +58,7 @@ def _text(result: Audit, commands: list[str], remote: bool) -> str:
         if paths:
             more = f" and {len(paths) - _SHOWN} more" * (len(paths) > _SHOWN)
             lines.append(f"not in the {where}, which is no damage: {', '.join(paths[:_SHOWN])}{more}")
-    if result.remote is not None and not result.reached_remote and any(place == "remote" for place, _ in result.absent):
+    if _empty_remote(result):
         lines.append("nothing at all was found in the remote: check its address and the connection, or run `dvc push`")
     lines += [f"the files of {path} are unknown: its listing is not in the cache" for path in result.unread]
     if commands:

@@ -36,7 +36,7 @@ def restoring(root: Path, audit: Audit, damage: Damage) -> list[str]:
     path = shlex.quote(damage.path)
     if damage.where == "remote":
         return _resend(audit, damage)
-    delete = [f"rm -f {path}"]
+    delete = [f"rm -rf {path}" if (root / damage.path).is_dir() else f"rm -f {path}"]
     if damage.where == "cache":
         return delete + _refill(audit, damage, str(oid))
     if oid is None:
