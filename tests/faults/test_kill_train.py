@@ -105,7 +105,8 @@ def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path) -> 
 
 def newest(folder: Path) -> int:
     """The last step that has a whole checkpoint."""
-    return max((int(path.name.removeprefix("step-")) for path in folder.rglob("step-*")), default=0)
+    names = [path.name for run in (folder / ".sqlora/train").glob("*") if run.is_dir() for path in run.iterdir()]
+    return max((int(name.removeprefix("step-")) for name in names if name.startswith("step-")), default=0)
 
 
 def test_the_trainer_ends_when_the_dvc_above_it_is_killed(model_folder: Path, tmp_path: Path) -> None:

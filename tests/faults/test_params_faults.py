@@ -68,7 +68,7 @@ def test_more_lora_layers_than_the_model_has(tmp_path: Path, model_folder: Path)
         *outputs,
     )
     assert done.returncode == 1
-    assert "lora.layers: 8; expected at most 3" in " ".join(done.stderr.split())
+    assert "lora.layers: found 8; expected at most 3" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert not any((tmp_path / name).exists() for name in outputs[1::2])
 
