@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 # First of all: tests compute on the same fast BLAS as the stages.
@@ -9,6 +10,7 @@ from sqlora.mlx import mx
 
 import pytest
 import tiny_model
+from web_server import WebServer
 
 from sqlora.convert.model import convert_model
 
@@ -33,3 +35,21 @@ def model_folder(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(autouse=True)
 def _fixed_random_state() -> None:
     mx.random.seed(0)
+
+
+@pytest.fixture
+def server() -> Iterator[WebServer]:
+    """A web server on this machine that behaves as badly as a test wants."""
+    server = WebServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def fetching_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of a test that downloads from this machine, without waiting between attempts."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "*")
+    monkeypatch.setattr("sqlora.fetch.download.BACKOFF_SECONDS", 0.001)
+    return tmp_path

@@ -72,3 +72,17 @@ def test_our_database_holds_what_the_one_beside_it_holds(folder: Path, parts: di
     assert [result for result in results if result.failure] == []
     # Rows were synthesised so that questions have answers; only an engine that compares wrongly finds few.
     assert sum(any(value is not None for value in result.rows) for result in results) > 0.99 * len(results)
+
+
+def test_whole_numbers_with_a_fraction_stand_so_in_their_questions(parts: dict[str, Part]) -> None:
+    # Why the text says 243.0 and not 243.
+    stated = [
+        str(value) in question.question
+        for _, questions in parts.values()
+        for question in questions
+        for _, _, value in question.sql.conds
+        if isinstance(value, float) and value.is_integer()
+    ]
+    print(f"{sum(stated)} of {len(stated)} stand in their question as they are")
+    assert len(stated) > 100
+    assert sum(stated) > 0.9 * len(stated)

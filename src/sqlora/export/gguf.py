@@ -117,7 +117,8 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> sentencepiece.SentencePiec
             path,
             found=f"{tokenizer.vocab_size()} pieces",
             expected=f"{vocab_size}, the vocab_size in config.json",
-            next_step=FUSE_AGAIN,
+            # Fewer pieces are an embedding with spare rows, which fusing again leaves as it is.
+            next_step=USE_LLAMA_CPP if tokenizer.vocab_size() < vocab_size else FUSE_AGAIN,
         )
     return tokenizer
 
