@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -178,10 +179,15 @@ def test_the_child_ends_with_the_stage(kitchen: Kitchen) -> None:
 
 def test_an_interrupt_leaves_nothing(kitchen: Kitchen) -> None:
     write_checkpoint(kitchen.folder / "source")
-    stage = start(kitchen)
-    child = converting_child(stage)
-    stage.send_signal(2)
-    _, errors = stage.communicate()
+    for _ in range(10):
+        stage = start(kitchen)
+        child = converting_child(stage)
+        stage.send_signal(2)
+        _, errors = stage.communicate()
+        if stage.returncode != 0:
+            break
+        shutil.rmtree(kitchen.folder / "artifacts")  # a busy machine: it was through before the signal came
+        (kitchen.folder / "artifacts").mkdir()
     assert stage.returncode == 130, errors
     assert "Traceback" not in errors
     child.wait(timeout=30)
