@@ -21,9 +21,12 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Report
+from sqlora.train.gradients import Automatic, Written
+from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
-from sqlora.train.loss import make_batch, summed_loss
+from sqlora.train.loss import Batch, make_batch
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
@@ -104,37 +107,41 @@ def test_the_loss_is_the_mean_over_counted_tokens_whatever_the_padding(model_fol
             count += 1
     upper = Upper(load_model(model_folder)[0], 0)
     longest = max(len(row.tokens) for row in rows)
-    for length, rows_there, counted in ((longest - 1, 6, 0), (longest + 5, 9, 200)):
+    for length in (longest - 1, longest + 5):
         batch = make_batch(
             rows,
             range(6),
             lambda chosen, size: tokens([rows[index] for index in chosen], size),
-            rows=rows_there,
             length=length,
-            counted=counted,
             kind=kind,
         )
-        assert batch.inputs.shape == (rows_there, length)
+        assert batch.inputs.shape == (6, length)
         assert batch.counted == count
         assert batch.real_tokens == sum(len(row.tokens) for row in rows)
-        loss = summed_loss(upper, to_mlx(batch.inputs), *map(mx.array, (batch.positions, batch.targets, batch.weights)))
-        assert loss.item() / batch.counted == pytest.approx(total / count, abs=1e-5)
+        assert batch.answers.sum() == sum(len(row.tokens) - row.prompt_tokens for row in rows)
+        assert mean_loss(upper, batch) == pytest.approx(total / count, abs=1e-5)
 
 
 # --- the split ------------------------------------------------------------------------------------------------------
 
 
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@pytest.mark.parametrize("kind", [Written, Automatic])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("layers", "targets"), [(1, TARGETS[:1]), (2, TARGETS), (3, ("q_proj", "v_proj", "down_proj"))]
+)
 def test_loss_and_gradients_are_those_of_the_whole_model(
-    source_folder: Path, tmp_path: Path, dtype: str, layers: int
+    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: type
 ) -> None:
     from sqlora.convert.model import convert_model
 
     folder = tmp_path / "model"
     folder.mkdir()
     convert_model(source_folder, folder, dtype=dtype)
-    lora = dataclasses.replace(LORA, layers=layers, targets=("q_proj", "v_proj", "down_proj"))
+    lora = dataclasses.replace(LORA, layers=layers, targets=targets)
     rows, length = examples(), 16
     whole, config = load_base(folder)
     add_lora(whole, lora, seed=1)
@@ -150,32 +157,63 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     if frozen:
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == len(rows)
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == 0
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), rows=6, length=length, counted=0, kind="all")
-    rest = [mx.array(array) for array in (batch.positions, batch.targets, batch.weights)]
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")
+
+    ids = mx.array(batch.inputs)
 
     def loss_of_whole(model: nn.Module) -> mx.array:
-        hidden = model.model(mx.array(batch.inputs))
-        logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[rest[0]]).astype(mx.float32)
-        return (nn.losses.cross_entropy(logits, rest[1]) * rest[2]).sum() / batch.counted
+        hidden = model.model(ids)
+        logits = model.lm_head(hidden.reshape(-1, hidden.shape[-1])[mx.array(batch.positions)]).astype(mx.float32)
+        return nn.losses.cross_entropy(logits, mx.array(batch.targets)).mean()
 
-    def loss_of_upper(model: Upper) -> mx.array:
-        states = to_mlx(store.read([key_of(one) for one in inputs], length)) if frozen else mx.array(batch.inputs)
-        return summed_loss(model, states, *rest) / batch.counted
+    if frozen:
+        batch = dataclasses.replace(batch, inputs=store.read([key_of(one) for one in inputs], length))
+        assert batch.inputs.ndim == 3
+    one, expected = loss_and_gradients(whole, loss_of_whole)
+    assert len(expected) == layers * len(lora.targets) * 2
+    layout = Layout(flatten(upper.adapter()))
+    model = kind(upper, layout, lora) if kind is Written else kind(upper, layout)
+    other, vector = model.gradients(layout.join(flatten(upper.adapter())), batch)
+    found = {in_whole(name, frozen): value for name, value in layout.split(vector / batch.counted).items()}
+    assert found.keys() == expected.keys()
+    assert min(mx.abs(value).max().item() for value in expected.values()) > 1e-5
+    if dtype == "float32":
+        assert other.item() / batch.counted == pytest.approx(one, abs=1e-5)
+        assert distance(found, expected) < 1e-5
+    else:
+        assert other.item() / batch.counted == pytest.approx(one, abs=1e-2)
+        # Half precision alone moves gradients by some percent, with or without a split, so both are held against the
+        # same weights in float32.
+        whole.set_dtype(mx.float32)
+        truth, exact = loss_and_gradients(whole, loss_of_whole)
+        assert other.item() / batch.counted == pytest.approx(truth, abs=1e-2)
+        assert distance(found, exact) < max(1e-2, 1.3 * distance(expected, exact))
 
-    one, gradients = nn.value_and_grad(whole, loss_of_whole)(whole)
-    other, split = nn.value_and_grad(upper, loss_of_upper)(upper)
-    tolerance = 1e-5 if dtype == "float32" else 1e-2
-    assert other.item() == pytest.approx(one.item(), abs=tolerance)
-    expected = {name: value for name, value in tree_flatten(gradients) if "lora" in name}
-    assert len(expected) == layers * 3 * 2
-    largest = max(mx.abs(value).max().item() for value in expected.values())
-    for name, value in tree_flatten(split):
-        parts = name.split(".")[1:]
-        parts[2] = str(int(parts[2]) + frozen)
-        difference = mx.abs(value.astype(mx.float32) - expected.pop(".".join(parts)).astype(mx.float32)).max().item()
-        assert difference < tolerance * max(1.0, largest)
-    assert not expected
-    assert largest > 1e-4
+
+def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx.array]]:
+    """By automatic differentiation, the gradients in float32."""
+    value, gradients = nn.value_and_grad(model, loss)(model)
+    return value.item(), {name: one.astype(mx.float32) for name, one in tree_flatten(gradients) if "lora" in name}
+
+
+def in_whole(name: str, frozen: int) -> str:
+    """The name of an upper part's array in the whole model."""
+    parts = name.split(".")[1:]
+    parts[2] = str(int(parts[2]) + frozen)
+    return ".".join(parts)
+
+
+def distance(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
+    """The length of the difference over the length of the other, all arrays taken as one vector."""
+    square = sum(mx.square(one[name] - other[name]).sum().item() for name in other)
+    return (square / sum(mx.square(value).sum().item() for value in other.values())) ** 0.5
+
+
+def mean_loss(upper: Upper, batch: Batch) -> float:
+    """Of the model as it is, through its own layers."""
+    states = upper.states(to_mlx(batch.inputs))
+    logits = upper.logits(states.reshape(-1, states.shape[-1])[mx.array(batch.positions)])
+    return nn.losses.cross_entropy(logits, mx.array(batch.targets)).mean().item()
 
 
 def lively(model: nn.Module) -> None:
@@ -256,9 +294,8 @@ def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
     fresh, _ = load_base(model_folder)
     add_adapter(fresh, tmp_path)
     upper, rows = Upper(fresh, 0), examples()
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), rows=6, length=16, counted=0, kind=params.loss)
-    loss = summed_loss(upper, to_mlx(batch.inputs), *map(mx.array, (batch.positions, batch.targets, batch.weights)))
-    assert loss.item() / batch.counted == pytest.approx(last.valid_loss, abs=1e-3)
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind=params.loss)
+    assert mean_loss(upper, batch) == pytest.approx(last.valid_loss, abs=1e-3)
 
 
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(model_folder: Path, tmp_path: Path) -> None:
@@ -285,36 +322,24 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
 
     def step(groups: list[list[int]]) -> tuple[float, float, Arrays]:
         upper.load_weights(list(before.items()), strict=False)
-        stepper = Stepper(upper, TRAIN, compiled=False)
+        stepper = Stepper(upper, LORA, TRAIN)
         batches = [
             make_batch(
                 rows,
                 group,
                 lambda chosen, size: tokens([rows[index] for index in chosen], size),
-                rows=len(group),
                 length=16,
-                counted=0,
                 kind="completion",
             )
             for group in groups
         ]
         loss, norm = stepper.step(batches)
-        return loss.item(), norm.item(), {k: np.array(v) for k, v in tree_flatten(upper.trainable_parameters())}
+        return loss.item(), norm.item(), {k: np.array(v) for k, v in stepper.adapter().items()}
 
     large, parts = step([[0, 1, 2, 3, 4, 5]]), step([[0], [1, 2], [3, 4, 5]])
     assert parts[0] == pytest.approx(large[0], abs=1e-6)
     assert parts[1] == pytest.approx(large[1], rel=1e-5)
     assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
-
-
-def test_compiled_steps_are_the_same_steps(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = run(model_folder, iterations=4, validate_every=2, checkpoint_every=2)
-    fresh_start(tmp_path)
-    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
-    compiled = run(model_folder, iterations=2, validate_every=2, checkpoint_every=2, schedule="constant")
-    assert compiled.reports[-1].valid_loss == pytest.approx(plain.reports[1].valid_loss, abs=1e-3)
-    compiled = run(model_folder, iterations=4, validate_every=2, checkpoint_every=2, gradient_accumulation=1)
-    assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlora.mlx import mx, tree_unflatten
-
-import numpy as np
 
 from sqlora.errors import SqloraError
 from sqlora.memory import peak_memory
@@ -21,8 +19,10 @@ from sqlora.progress import progress
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of
 from sqlora.train.checkpoint import Checkpoint, flatten, load_latest, save
-from sqlora.train.loss import Batch, Fetch, counted_from, make_batch
-from sqlora.train.step import Stepper
+from sqlora.train.loss import Batch, Fetch, make_batch
+from sqlora.train.step import Stepper, number
+
+_VALIDATION_TOKENS = 1_024
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ class Engine:
         self.best_loss, self.best_step, self.worse = math.inf, 0, 0
         self.step = self.resumed_from = 0
         self.lengths = [len(example.tokens) - 1 for example in train.examples]
-        self.counted = _largest_count(train, params) if stepper.compiled else {}
         self._since: list[tuple[float, int]] = []  # since the last report: loss, counted tokens
         self._tokens, self._seconds = 0, 0.0
 
@@ -122,7 +121,7 @@ class Engine:
                     bar.set_postfix_str(f"loss {last.train_loss:.3f}, {rate}{last.peak_memory_gb:.2f} GB")
         if params.keep == "best":
             return self.best
-        return flatten(self.stepper.model.adapter())
+        return self.stepper.adapter()
 
     def _next_pause(self) -> int:
         every = (self.params.report_every, self.params.validate_every, self.params.checkpoint_every)
@@ -158,22 +157,11 @@ class Engine:
     def _batches(self, step: int) -> tuple[list[Batch], list[int]]:
         params, train = self.params, self.train
         batches, every = [], []
-        for number in range(params.gradient_accumulation):
-            index = step * params.gradient_accumulation + number
+        for part in range(params.gradient_accumulation):
+            index = step * params.gradient_accumulation + part
             chosen = batch_indices(index, self.lengths, train.buckets, params.batch_size, params.seed)
             length = bucket_of(max(self.lengths[one] for one in chosen), train.buckets)
-            rows = params.batch_size if self.stepper.compiled else len(chosen)
-            batches.append(
-                make_batch(
-                    train.examples,
-                    chosen,
-                    train.fetch,
-                    rows=rows,
-                    length=length,
-                    counted=self.counted.get(length, 0),
-                    kind=params.loss,
-                )
-            )
+            batches.append(make_batch(train.examples, chosen, train.fetch, length=length, kind=params.loss))
             every += chosen
         return batches, every
 
@@ -197,31 +185,13 @@ class Engine:
 
     def _validate(self, step: int) -> None:
         started = time.perf_counter()
-        model = self.stepper.model
-        model.eval()
         sums, counts = [0.0, 0.0], [0, 0]
-        lengths = [len(example.tokens) - 1 for example in self.valid.examples]
-        order = sorted(range(len(lengths)), key=lengths.__getitem__)
-        size = self.params.batch_size
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
-            length = bucket_of(lengths[chosen[-1]], self.valid.buckets)
-            rows = size if self.stepper.compiled else len(chosen)
-            batch = make_batch(
-                self.valid.examples,
-                chosen,
-                self.valid.fetch,
-                rows=rows,
-                length=length,
-                counted=rows * length if self.stepper.compiled else 0,
-                kind="all",
-            )
-            answers = _answers(self.valid.examples, chosen, len(batch.weights))
-            for number, value in enumerate(self.stepper.losses(batch, answers)):
-                sums[number] += value
-            counts[0] += int(answers.sum())
+        for chosen, length in self._validation_batches():
+            batch = make_batch(self.valid.examples, chosen, self.valid.fetch, length=length, kind="all")
+            for which, value in enumerate(self.stepper.losses(batch)):
+                sums[which] += value
+            counts[0] += int(batch.answers.sum())
             counts[1] += batch.counted
-        model.train()
         completion, every = (total / count for total, count in zip(sums, counts, strict=True))
         if not math.isfinite(completion + every):
             raise SqloraError(
@@ -233,7 +203,7 @@ class Engine:
         loss = completion if self.params.loss == "completion" else every
         if loss < self.best_loss:
             self.best_loss, self.best_step, self.worse = loss, step, 0
-            self.best = {name: mx.array(value) for name, value in flatten(model.adapter()).items()}
+            self.best = self.stepper.adapter()
             mx.eval(self.best)
         else:
             self.worse += 1
@@ -241,6 +211,17 @@ class Engine:
         self._report(completion, every)
 
     validation_seconds = 0.0
+
+    def _validation_batches(self) -> Iterator[tuple[list[int], int]]:
+        """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
+        lengths = [len(example.tokens) - 1 for example in self.valid.examples]
+        by_bucket: dict[int, list[int]] = {}
+        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+            by_bucket.setdefault(bucket_of(lengths[index], self.valid.buckets), []).append(index)
+        for length, indices in by_bucket.items():
+            rows = max(self.params.batch_size, _VALIDATION_TOKENS // length)
+            for start in range(0, len(indices), rows):
+                yield indices[start : start + rows], length
 
     def _report(self, completion: float | None, every: float | None) -> None:
         counted = sum(count for _, count in self._since)
@@ -271,7 +252,7 @@ class Engine:
             "worse": self.worse,
             "norm": self._norm,
         }
-        adapter = flatten(self.stepper.model.adapter())
+        adapter = self.stepper.adapter()
         save(self.folder, Checkpoint(self.step, adapter, flatten(self.stepper.optimizer.state), self.best, record))
         self.step_saved = self.step
 
@@ -282,9 +263,7 @@ class Engine:
         if checkpoint is None:
             return
         record = checkpoint.record
-        self.stepper.restore(
-            tree_unflatten(list(checkpoint.adapter.items())), tree_unflatten(list(checkpoint.optimizer.items()))
-        )
+        self.stepper.restore(checkpoint.adapter, tree_unflatten(list(checkpoint.optimizer.items())))
         self.best = checkpoint.best
         self.best_loss, self.best_step, self.worse = record["best_loss"], record["best_step"], record["worse"]
         self._since = [(loss, count) for loss, count in record["since"]]
@@ -293,39 +272,6 @@ class Engine:
         self.reports = [Report(**report) for report in record["reports"]]
         for report in self.reports:
             self.report(report)
-
-
-def _answers(examples: Sequence[Encoded], chosen: Sequence[int], size: int) -> np.ndarray:
-    """For each entry of a batch of kind `all`: 1 if it belongs to a completion."""
-    flags: list[float] = []
-    for index in chosen:
-        example = examples[index]
-        first = counted_from(example, "completion")
-        flags += [0.0] * first + [1.0] * (len(example.tokens) - 1 - first)
-    return np.asarray([*flags, *[0.0] * (size - len(flags))], dtype=np.float32)
-
-
-def _largest_count(data: Data, params: TrainParams) -> dict[int, int]:
-    """For each bucket the most counted tokens that a batch of it can have: one shape a bucket."""
-    counts: dict[int, list[int]] = {bucket: [] for bucket in data.buckets}
-    running: list[int] = []
-    for example in sorted(data.examples, key=lambda example: len(example.tokens)):
-        counted = len(example.tokens) - 1 - counted_from(example, params.loss)
-        running.append(counted)
-        counts[bucket_of(len(example.tokens) - 1, data.buckets)].append(counted)
-    most: dict[int, int] = {}
-    below: list[int] = []  # a batch may begin in the bucket before
-    for bucket in data.buckets:
-        most[bucket] = sum(sorted(counts[bucket] + below, reverse=True)[: params.batch_size])
-        below = sorted(counts[bucket] + below, reverse=True)[: params.batch_size]
-    return most
-
-
-def number(value: mx.array) -> float:
-    """The number that an array of one element holds."""
-    one = value.item()
-    assert isinstance(one, float)
-    return one
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,112 +1,85 @@
-"""One optimizer step, and the validation beside it; compiled on a GPU, where that pays."""
+"""One optimizer step, and the validation beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlora.mlx import mx, nn, optimizers, tree_map
+from sqlora.mlx import mx, nn
 
-import numpy as np
-
+from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
-from sqlora.train.loss import Batch, summed_loss
+from sqlora.train.checkpoint import flatten
+from sqlora.train.gradients import choose_model
+from sqlora.train.layout import Layout
+from sqlora.train.loss import Batch
 from sqlora.train.optimizer import make_optimizer
 from sqlora.train.upper import Upper, to_mlx
 
-Arrays = tuple[mx.array, mx.array, mx.array, mx.array]
-
 
 class Stepper:
-    """The model, its optimizer and what both compute.
+    """The adapter, the optimizer and what both compute.
 
     Args:
-        compiled: whether to compile; on a CPU that calls the C++ compiler and gains nothing.
+        upper: with its adapter's layers, whose values are where training starts.
     """
 
-    def __init__(self, model: Upper, params: TrainParams, *, compiled: bool) -> None:
-        self.model = model
-        self.compiled = compiled
-        self.optimizer = make_optimizer(params)
-        self.optimizer.init(model.adapter())
+    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams) -> None:
+        start = flatten(upper.adapter())
+        self._upper, self._layout = upper, Layout(start)
+        self._vector = self._layout.join(start)
+        self._model = choose_model(upper, self._layout, lora)
         self._norm = params.max_gradient_norm
-        wrap: Callable[..., Callable[..., Any]] = mx.compile if compiled else _plain
-        gradients = nn.value_and_grad(model, summed_loss)
-        random, state = mx.random.state, [model.state, self.optimizer.state]
+        self.optimizer = make_optimizer(params)
+        self.optimizer.init({"adapter": self._vector})
+        mx.eval(self._vector, self.optimizer.state)
 
-        def add_up(total: Any, *arrays: mx.array) -> tuple[mx.array, Any]:
-            loss, new = gradients(model, *arrays)
-            return loss, new if total is None else tree_map(lambda a, b: a + b, total, new)
+    def adapter(self) -> dict[str, mx.array]:
+        """The adapter's arrays by name."""
+        return self._layout.split(self._vector)
 
-        def update(total: Any, counted: mx.array) -> mx.array:
-            mean = tree_map(lambda gradient: gradient / counted, total)
-            if self._norm is None:
-                norm: mx.array = optimizers.clip_grad_norm(mean, float("inf"))[1]
-            else:
-                mean, norm = optimizers.clip_grad_norm(mean, self._norm)
-            self.optimizer.update(model, mean)
-            return norm
-
-        def first(*arrays: mx.array) -> tuple[mx.array, Any]:
-            return add_up(None, *arrays)
-
-        self._first = wrap(first, inputs=[state, random], outputs=[state, random])
-        self._next = wrap(add_up, inputs=[state, random], outputs=[state, random])
-        self._update = wrap(update, inputs=state, outputs=state)
-        self._losses = wrap(self._both_losses, inputs=[model.state], outputs=[])
-
-    def restore(self, adapter: Any, state: Any) -> None:
-        """Go on from a checkpoint's trees, in place: what is compiled holds on to the containers."""
-        self.model.update(adapter)
-        _merge(self.optimizer.state, state)
-        mx.eval(self.model.adapter(), self.optimizer.state)
+    def restore(self, adapter: Mapping[str, mx.array], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint's arrays and the optimizer's tree."""
+        self._vector = self._layout.join(adapter)
+        self.optimizer.state = state
+        mx.eval(self._vector, self.optimizer.state)
 
     def step(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
-        """Add up the gradients of the batches, weighted by their counted tokens, and update the model.
+        """Add up the gradients of the batches, weighted by their counted tokens, and update the adapter.
 
         Returns:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
+        self._upper.train()
         counted = sum(batch.counted for batch in batches)
-        loss, total = self._first(*_arrays(batches[0]))
+        loss, gradient = self._model.gradients(self._vector, batches[0])
         for batch in batches[1:]:
-            more, total = self._next(total, *_arrays(batch))
-            loss = loss + more
-        norm = self._update(total, mx.array(counted, dtype=mx.float32))
+            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
+            more, next_gradient = self._model.gradients(self._vector, batch)
+            loss, gradient = loss + more, gradient + next_gradient
+        gradient = gradient * (1 / counted)
+        norm = mx.sqrt(mx.square(gradient).sum())
+        if self._norm is not None:
+            gradient = gradient * mx.minimum(self._norm / (norm + 1e-6), 1.0)
+        updated = self.optimizer.apply_gradients({"adapter": gradient}, {"adapter": self._vector})
+        self._vector = updated["adapter"]
         loss = loss / counted
-        mx.async_eval(loss, norm, self.model.adapter(), self.optimizer.state)
+        mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
-    def losses(self, batch: Batch, first: np.ndarray) -> tuple[float, float]:
-        """Summed loss of the completion's tokens, and of all tokens, of a batch whose entries cover every position.
-
-        Args:
-            first: for each entry whether it belongs to a completion (1 or 0).
-        """
-        completion, every = self._losses(*_arrays(batch), mx.array(first))
-        return completion.item(), every.item()
-
-    def _both_losses(
-        self, inputs: mx.array, positions: mx.array, targets: mx.array, weights: mx.array, first: mx.array
-    ) -> tuple[mx.array, mx.array]:
-        hidden = self.model.hidden(inputs)
-        logits = self.model.logits(hidden.reshape(-1, hidden.shape[-1])[positions])
-        each = nn.losses.cross_entropy(logits, targets) * weights
-        return (each * first).sum(), each.sum()
+    def losses(self, batch: Batch) -> tuple[float, float]:
+        """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`."""
+        self._upper.eval()
+        states = self._model.hidden(self._vector, to_mlx(batch.inputs))
+        logits = self._upper.logits(states[mx.array(batch.positions)])
+        each = nn.losses.cross_entropy(logits, mx.array(batch.targets))
+        completion, every = (each * mx.array(batch.answers)).sum(), each.sum()
+        mx.eval(completion, every)
+        return number(completion), number(every)
 
 
-def _merge(into: Any, new: Any) -> None:
-    """Put the arrays of a tree into another in their places; empty branches are in the other one only."""
-    for key, value in new.items() if isinstance(new, dict) else enumerate(new):
-        if isinstance(value, dict | list):
-            _merge(into[key], value)
-        else:
-            into[key] = value
-
-
-def _arrays(batch: Batch) -> Arrays:
-    return to_mlx(batch.inputs), mx.array(batch.positions), mx.array(batch.targets), mx.array(batch.weights)
-
-
-def _plain(function: Callable[..., Any], **_: object) -> Callable[..., Any]:
-    return function
+def number(value: mx.array) -> float:
+    """The number that an array of one element holds."""
+    one = value.item()
+    assert isinstance(one, float)
+    return one

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
+from sqlora.train.layer import Layer, make_mask, supports
 from sqlora.train.states import StateStore, key_of
 
-# Of one wave through the frozen layers: its states are in memory twice while a layer runs.
-WAVE_TOKENS = 65_536
+# Of one wave through the frozen layers, at least: its states are in memory together.
+_WAVE_TOKENS = 131_072
 _BATCH_TOKENS = 2_048
 
 
@@ -54,24 +55,23 @@ class Upper(nn.Module):
             [part.parameters() if isinstance(part, nn.Module) else [p.parameters() for p in part] for part in parts]
         )
 
-    def hidden(self, inputs: mx.array) -> mx.array:
-        """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last norm's output."""
+    def states(self, inputs: mx.array) -> mx.array:
+        """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last layer's output."""
         state = self.model.model.embed_tokens(inputs) if inputs.ndim == 2 else inputs
         for layer in self.layers:
             run = nn.utils.checkpoint(layer) if self.checkpointing else layer
             state = run(state, attention_mask(layer, state, self.model.args))
-        normed: mx.array = self.model.model.norm(state)
-        return normed
+        return state
 
     def adapter(self) -> dict[str, Any]:
         """The trainable parameters, as a tree."""
         tree: dict[str, Any] = self.trainable_parameters()  # type: ignore[no-untyped-call]
         return tree
 
-    def logits(self, hidden: mx.array) -> mx.array:
-        """(…, width) -> (…, vocabulary), in float32."""
+    def logits(self, states: mx.array) -> mx.array:
+        """The last layer's output (…, width) -> (…, vocabulary), in float32."""
         head = self.model.lm_head if "lm_head" in self.model else self.model.model.embed_tokens.as_linear
-        logits: mx.array = head(hidden).astype(mx.float32)
+        logits: mx.array = head(self.model.model.norm(states)).astype(mx.float32)
         return logits
 
 
@@ -80,8 +80,9 @@ def fill_store(
 ) -> int:
     """Run the frozen layers over the examples that the store lacks; returns how many these were.
 
-    One layer's weights are in memory at a time. An example's states depend on its own bucket only, not on what else
-    is computed: all batches of a bucket have one shape, so a run that was killed and repeated gets the same bits.
+    Two layers' weights are in memory at a time: the one that computes and the next, which is read meanwhile. An
+    example's states depend on its own bucket only, not on what else is computed: all batches of a bucket have one
+    shape, so a run that was killed and repeated gets the same bits.
 
     Args:
         folder: of the converted model.
@@ -102,11 +103,11 @@ def fill_store(
             layers, args = model.model.layers, model.args
             del model
             for index in range(frozen):
-                layer = layers[index]
-                for number, state in enumerate(states):
-                    states[number] = layer(state, attention_mask(layer, state, args))
-                    mx.eval(states[number])
-                layers[index] = None  # its weights go before the next one's come
+                layer, layers[index] = layers[index], None  # its weights go when the layer is through
+                mx.eval(layer.parameters())
+                if index + 1 < frozen:
+                    mx.async_eval(layers[index + 1].parameters())
+                _through(layer, args, states)
                 del layer
                 bar.update(len(wave))
             store.add(
@@ -117,6 +118,25 @@ def fill_store(
             del states
             mx.clear_cache()
     return len(missing)
+
+
+def _through(layer: nn.Module, args: Any, states: list[mx.array]) -> None:
+    """Replace each batch's states (rows, length, width) by those behind the layer."""
+    window = args.sliding_window if getattr(layer, "use_sliding", False) else None
+    written = Layer(layer) if supports([layer]) else None
+    for number, state in enumerate(states):
+        if written:
+            rows, length, width = state.shape
+            mask = make_mask(length, state.dtype, args.num_attention_heads // args.num_key_value_heads, window)
+            flat = state.reshape(rows * length, width)
+            states[number] = written.forward(flat, (rows, length), mask, {})[0].reshape(state.shape)
+        else:
+            states[number] = layer(state, attention_mask(layer, state, args))
+        # One batch is computed while the next is prepared; more at once would take more memory.
+        mx.async_eval(states[number])
+        if number:
+            mx.eval(states[number - 1])
+    mx.eval(states)
 
 
 def attention_mask(layer: nn.Module, state: mx.array, args: Any) -> Any:
@@ -148,7 +168,7 @@ def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
     tokens = 0
     for item in items:
         length = bucket_of(len(item[1]), buckets)
-        if wave and tokens + length > WAVE_TOKENS:
+        if wave and tokens + length > _WAVE_TOKENS:
             yield wave
             wave, tokens = [], 0
         wave.append(item)

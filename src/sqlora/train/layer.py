@@ -1,0 +1,324 @@
+"""A decoder layer of the Llama architecture (Touvron et al., 2023) with its backward pass written out.
+
+Automatic differentiation of mlx-lm's layer gives some 220 operations a layer, which a GPU works through faster than the
+host can issue them, and it keeps whatever it meets. Written out there are a third of them: additions go into the
+matrix products, nothing is computed for frozen weights, and what is kept for the way back is listed in `Kept`. Nothing
+here has to be compiled again for another batch shape. A test compares it with automatic differentiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlora.mlx import mx, nn
+
+from mlx_lm.models import llama
+from mlx_lm.tuner.lora import LoRALinear
+
+# Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
+# cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.
+PLAIN_ATTENTION = 512
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The adapter of one projection: y + (x @ a) @ b; b holds lora.scale already.
+
+    a: (inputs, rank); b: (rank, outputs); dropout: share of the inputs that are zeroed.
+    """
+
+    a: mx.array
+    b: mx.array
+    dropout: float
+
+
+Mask = Any  # an array or "causal"
+Adapters = Mapping[str, Factors]
+Gradients = dict[str, tuple[mx.array, mx.array]]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the way back needs of one layer; T = rows x length tokens.
+
+    state: (T, width), the input; attention: what `_attend` keeps; mixed: (T, width), the attention's output; middle:
+    (T, width), the state between both halves; gate, up: (T, inner); low: of each adapted projection x @ a and the
+    dropout's mask.
+    """
+
+    state: mx.array
+    query: mx.array
+    key: mx.array
+    value: mx.array
+    weights: mx.array | None
+    mixed: mx.array
+    middle: mx.array
+    gate: mx.array
+    up: mx.array
+    low: dict[str, tuple[mx.array, mx.array | None]]
+
+
+class Layer:
+    """Weights of one decoder layer, as mlx-lm holds them.
+
+    Args:
+        block: a mlx_lm.models.llama.TransformerBlock that `supports` accepts; its projections may be wrapped in LoRA
+            layers, but the factors come with each call.
+    """
+
+    def __init__(self, block: Any) -> None:
+        attention, mlp = block.self_attn, block.mlp
+        modules = {name: attention[name] for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
+        modules |= {name: mlp[name] for name in ("gate_proj", "up_proj", "down_proj")}
+        self._linear = {name: _base(module) for name, module in modules.items()}
+        self._norms = block.input_layernorm, block.post_attention_layernorm
+        self._rope: Callable[[mx.array], mx.array] = attention.rope
+        self._heads, self._kv_heads, self._scale = attention.n_heads, attention.n_kv_heads, attention.scale
+
+    def forward(
+        self,
+        state: mx.array,
+        shape: tuple[int, int],
+        mask: Mask,
+        adapters: Adapters,
+        masks: Mapping[str, mx.array | None] | None = None,
+    ) -> tuple[mx.array, Kept]:
+        """One layer.
+
+        Args:
+            state: (T, width).
+            shape: rows and length; T is their product.
+            mask: from `make_mask`.
+            masks: the dropout's masks of an earlier call, to repeat it.
+
+        Returns:
+            (T, width), and what `backward` needs.
+        """
+        low: dict[str, tuple[mx.array, mx.array | None]] = {}
+
+        def project(name: str, inputs: mx.array, add: mx.array | None = None) -> mx.array:
+            result = product(inputs, self._linear[name], add)
+            if name in adapters:
+                factors = adapters[name]
+                keep = masks[name] if masks is not None else _dropout(inputs, factors.dropout)
+                small = (inputs if keep is None else inputs * keep) @ factors.a
+                low[name] = small, keep
+                result = mx.addmm(result, small, factors.b)
+            return result
+
+        rows, length = shape
+        normed = self._normed(0, state)
+        query, key, value = (
+            project(name, normed).reshape(rows, length, heads, -1).transpose(0, 2, 1, 3)
+            for name, heads in (("q_proj", self._heads), ("k_proj", self._kv_heads), ("v_proj", self._kv_heads))
+        )
+        query, key = self._rope(query), self._rope(key)
+        mixed, weights = _attend(query, key, value, mask, self._scale)
+        middle = project("o_proj", mixed, state)
+        normed = self._normed(1, middle)
+        gate, up = project("gate_proj", normed), project("up_proj", normed)
+        out = project("down_proj", _swiglu(gate, up), middle)
+        return out, Kept(state, query, key, value, weights, mixed, middle, gate, up, low)
+
+    def backward(
+        self,
+        gradient: mx.array,
+        kept: Kept,
+        shape: tuple[int, int],
+        mask: Mask,
+        adapters: Adapters,
+        *,
+        need_input: bool,
+    ) -> tuple[mx.array | None, Gradients]:
+        """Gradients with respect to the input (None unless needed) and to the factors of each adapted projection."""
+        gradients: Gradients = {}
+
+        def factors_back(name: str, gradient: mx.array, inputs: mx.array) -> mx.array:
+            """Notes the factors' gradients; returns (T, rank), the gradient behind the first factor."""
+            small, keep = kept.low[name]
+            reduced = gradient @ adapters[name].b.T
+            gradients[name] = (inputs if keep is None else inputs * keep).T @ reduced, small.T @ gradient
+            return reduced
+
+        def back(name: str, gradient: mx.array, inputs: mx.array, add: mx.array | None = None) -> mx.array:
+            result = product_back(gradient, self._linear[name], add)
+            if name in adapters:
+                reduced, keep = factors_back(name, gradient, inputs), kept.low[name][1]
+                if keep is None:
+                    result = mx.addmm(result, reduced, adapters[name].a.T)
+                else:
+                    result = result + (reduced @ adapters[name].a.T) * keep
+            return result
+
+        inner = _swiglu(kept.gate, kept.up) if "down_proj" in adapters else gradient
+        d_inner = back("down_proj", gradient, inner)
+        d_gate, d_up = _swiglu_back(d_inner, kept.gate, kept.up)
+        adapted = "gate_proj" in adapters or "up_proj" in adapters
+        normed = self._normed(1, kept.middle) if adapted else d_up
+        d_normed = back("up_proj", d_up, normed, back("gate_proj", d_gate, normed))
+        middle = gradient + self._normed_back(1, kept.middle, d_normed)
+        d_mixed = back("o_proj", middle, kept.mixed)
+        d_query, d_key, d_value = _attend_back(d_mixed, kept, mask, self._scale)
+        # A rotation's way back does not depend on what was rotated.
+        d_query, d_key = (
+            mx.vjp(self._rope, [before], [after])[1][0] for before, after in ((kept.query, d_query), (kept.key, d_key))
+        )
+        rows = {"q_proj": d_query, "k_proj": d_key, "v_proj": d_value}
+        normed = self._normed(0, kept.state) if rows.keys() & adapters.keys() else d_query
+        total: mx.array | None = None
+        for name, heads in rows.items():
+            flat = heads.transpose(0, 2, 1, 3).reshape(shape[0] * shape[1], -1)
+            if need_input:
+                total = back(name, flat, normed, total)
+            elif name in adapters:
+                factors_back(name, flat, normed)
+        return None if total is None else middle + self._normed_back(0, kept.state, total), gradients
+
+    def _normed(self, which: int, state: mx.array) -> mx.array:
+        norm = self._norms[which]
+        return mx.fast.rms_norm(state, norm.weight, norm.eps)
+
+    def _normed_back(self, which: int, state: mx.array, gradient: mx.array) -> mx.array:
+        # Without the weight MLX does not compute the weight's gradient, which nobody wants.
+        norm = self._norms[which]
+        return mx.vjp(lambda x: mx.fast.rms_norm(x, None, norm.eps), [state], [gradient * norm.weight])[1][0]
+
+
+def supports(blocks: list[Any]) -> bool:
+    """Whether these layers are of the plain Llama architecture, with LoRA or without adapters."""
+    for block in blocks:
+        if type(block) is not llama.TransformerBlock:
+            return False
+        for module in (*block.self_attn.children().values(), *block.mlp.children().values()):
+            base = module.linear if type(module) is LoRALinear else module
+            if isinstance(module, nn.Linear | nn.QuantizedLinear | LoRALinear) and (
+                type(base) not in (nn.Linear, nn.QuantizedLinear) or "bias" in base
+            ):
+                return False
+            if hasattr(module, "lora_a") and type(module) is not LoRALinear:
+                return False
+    return True
+
+
+def make_mask(length: int, dtype: mx.Dtype, repeats: int, window: int | None) -> mx.array | str:
+    """Causal, and within the window if there is one.
+
+    Returns:
+        For short inputs (repeats * length, length): 0 or minus infinity for the queries of the heads that share a key;
+        "causal" for long ones, or a boolean (length, length) where the window is shorter than the input.
+    """
+    if length > PLAIN_ATTENTION and (window is None or window >= length):
+        return "causal"
+    place = mx.arange(length)
+    seen = place[:, None] >= place
+    if window is not None and window < length:
+        seen = seen & (place[:, None] < place + window)
+    if length > PLAIN_ATTENTION:
+        return seen
+    return mx.tile(mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype)), (repeats, 1))
+
+
+def product(inputs: mx.array, linear: nn.Module, add: mx.array | None = None) -> mx.array:
+    """inputs @ weight.T + add, for a plain or quantized weight."""
+    if isinstance(linear, nn.QuantizedLinear):
+        return _plus(_quantized(inputs, linear, transpose=True), add)
+    return inputs @ linear.weight.T if add is None else mx.addmm(add, inputs, linear.weight.T)
+
+
+def product_back(gradient: mx.array, linear: nn.Module, add: mx.array | None = None) -> mx.array:
+    """gradient @ weight + add: the gradient with respect to `product`'s inputs."""
+    if isinstance(linear, nn.QuantizedLinear):
+        return _plus(_quantized(gradient, linear, transpose=False), add)
+    return gradient @ linear.weight if add is None else mx.addmm(add, gradient, linear.weight)
+
+
+def _quantized(inputs: mx.array, linear: nn.QuantizedLinear, *, transpose: bool) -> mx.array:
+    return mx.quantized_matmul(
+        inputs,
+        linear.weight,
+        scales=linear.scales,
+        biases=linear.get("biases"),
+        transpose=transpose,
+        group_size=linear.group_size,
+        bits=linear.bits,
+        mode=linear.mode,
+    )
+
+
+def _plus(value: mx.array, add: mx.array | None) -> mx.array:
+    return value if add is None else add + value
+
+
+def _base(module: nn.Module) -> nn.Module:
+    return module.linear if isinstance(module, LoRALinear) else module
+
+
+def _dropout(inputs: mx.array, share: float) -> mx.array | None:
+    if not share:
+        return None
+    return mx.random.bernoulli(1 - share, inputs.shape).astype(inputs.dtype) * (1 / (1 - share))
+
+
+def _attend(
+    query: mx.array, key: mx.array, value: mx.array, mask: Mask, scale: float
+) -> tuple[mx.array, mx.array | None]:
+    """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), attention weights."""
+    rows, heads, length, size = query.shape
+    weights = None
+    if length > PLAIN_ATTENTION:
+        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    else:
+        # The queries that share a key stand in one matrix, so that keys need not be repeated.
+        shared = query.reshape(rows, key.shape[1], -1, size)
+        weights = mx.softmax((shared @ key.swapaxes(-1, -2)) * scale + mask, axis=-1, precise=True)
+        mixed = (weights @ value).reshape(rows, heads, length, size)
+    return mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1), weights
+
+
+def _attend_back(gradient: mx.array, kept: Kept, mask: Mask, scale: float) -> tuple[mx.array, mx.array, mx.array]:
+    """Gradients of query, key and value, in their shapes."""
+    rows, heads, length, size = kept.query.shape
+    gradient = gradient.reshape(rows, length, heads, size).transpose(0, 2, 1, 3)
+    if kept.weights is None:
+
+        def attend(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
+            return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+
+        query, key, value = mx.vjp(attend, [kept.query, kept.key, kept.value], [gradient])[1]
+        return query, key, value
+    shared = (rows, kept.key.shape[1], heads // kept.key.shape[1] * length, size)
+    gradient = gradient.reshape(shared)
+    d_value = kept.weights.swapaxes(-1, -2) @ gradient
+    d_weights = gradient @ kept.value.swapaxes(-1, -2)
+    mean = (kept.weights * d_weights).sum(axis=-1, keepdims=True)
+    d_scores = kept.weights * ((d_weights - mean) * scale)
+    d_query = (d_scores @ kept.key).reshape(kept.query.shape)
+    d_key = d_scores.swapaxes(-1, -2) @ kept.query.reshape(shared)
+    return d_query, d_key, d_value
+
+
+def _plain_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return gate * mx.sigmoid(gate) * up
+
+
+def _plain_swiglu_back(gradient: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    """Gradients of gate and up."""
+    sigmoid = mx.sigmoid(gate)
+    activated = gate * sigmoid
+    return gradient * up * (sigmoid + activated * (1 - sigmoid)), gradient * activated
+
+
+_compiled_swiglu = mx.compile(_plain_swiglu, shapeless=True)
+_compiled_swiglu_back = mx.compile(_plain_swiglu_back, shapeless=True)
+
+
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    # One kernel instead of three on a GPU; on a CPU compiling calls the C++ compiler and gains nothing.
+    return (_compiled_swiglu if mx.default_device().type == mx.gpu else _plain_swiglu)(gate, up)
+
+
+def _swiglu_back(gradient: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    run = _compiled_swiglu_back if mx.default_device().type == mx.gpu else _plain_swiglu_back
+    return run(gradient, gate, up)
