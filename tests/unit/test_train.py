@@ -342,6 +342,34 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
     assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
 
 
+@pytest.mark.parametrize("adapter", ["written", "automatic"])
+def test_compiled_steps_are_the_same_steps(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    if adapter == "automatic":
+        monkeypatch.setattr("sqlora.train.gradients.supports", lambda _: False)
+    settings = {"iterations": 4, "validate_every": 2, "batch_size": 4, "gradient_accumulation": 2}
+    plain = run(model_folder, **settings)
+    fresh_start(tmp_path)
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    compiled = run(model_folder, **settings)
+    for one, other in zip(compiled.reports, plain.reports, strict=True):
+        assert one.valid_loss_completion == pytest.approx(other.valid_loss_completion, abs=1e-4)
+        assert one.valid_loss_all == pytest.approx(other.valid_loss_all, abs=1e-4)
+    assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
+
+
+def test_compiled_dropout_follows_seed_and_step(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = dataclasses.replace(LORA, dropout=0.5)
+    plain = arrays(run(model_folder, lora=lora, iterations=3))
+    fresh_start(tmp_path)
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    compiled = arrays(run(model_folder, lora=lora, iterations=3))
+    assert all(np.allclose(value, compiled[name], atol=1e-5) for name, value in plain.items())
+
+
 def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path) -> None:
     plain = arrays(run(model_folder, iterations=5))
     fresh_start(tmp_path)

@@ -19,7 +19,7 @@ from sqlora.progress import progress
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of
 from sqlora.train.checkpoint import Checkpoint, flatten, load_latest, save
-from sqlora.train.loss import Batch, Fetch, make_batch
+from sqlora.train.loss import Batch, Fetch, make_batch, most_counted
 from sqlora.train.step import Stepper, number
 
 _VALIDATION_TOKENS = 1_024
@@ -88,6 +88,11 @@ class Engine:
         self.best_loss, self.best_step, self.worse = math.inf, 0, 0
         self.step = self.resumed_from = 0
         self.lengths = [len(example.tokens) - 1 for example in train.examples]
+        # A compiled step has a graph a shape: every batch of a bucket is filled up to one.
+        self.rows = params.batch_size if stepper.compiled else 0
+        self.counted = (
+            most_counted(train.examples, train.buckets, params.batch_size, params.loss) if stepper.compiled else {}
+        )
         self._since: list[tuple[float, int]] = []  # since the last report: loss, counted tokens
         self._tokens, self._seconds = 0, 0.0
 
@@ -161,7 +166,17 @@ class Engine:
             index = step * params.gradient_accumulation + part
             chosen = batch_indices(index, self.lengths, train.buckets, params.batch_size, params.seed)
             length = bucket_of(max(self.lengths[one] for one in chosen), train.buckets)
-            batches.append(make_batch(train.examples, chosen, train.fetch, length=length, kind=params.loss))
+            batches.append(
+                make_batch(
+                    train.examples,
+                    chosen,
+                    train.fetch,
+                    length=length,
+                    kind=params.loss,
+                    rows=self.rows,
+                    counted=self.counted.get(length, 0),
+                )
+            )
             every += chosen
         return batches, every
 
@@ -185,13 +200,26 @@ class Engine:
 
     def _validate(self, step: int) -> None:
         started = time.perf_counter()
+        losses: list[tuple[mx.array, mx.array]] = []
         sums, counts = [0.0, 0.0], [0, 0]
-        for chosen, length in self._validation_batches():
-            batch = make_batch(self.valid.examples, chosen, self.valid.fetch, length=length, kind="all")
-            for which, value in enumerate(self.stepper.losses(batch)):
-                sums[which] += value
+        for chosen, length, rows in self._validation_batches():
+            batch = make_batch(
+                self.valid.examples,
+                chosen,
+                self.valid.fetch,
+                length=length,
+                kind="all",
+                rows=rows,
+                counted=rows * length,
+            )
+            losses.append(self.stepper.losses(batch))
+            if len(losses) > 1:  # the device works on one batch while the next is prepared
+                mx.eval(losses[-2])
             counts[0] += int(batch.answers.sum())
             counts[1] += batch.counted
+        for pair in losses:
+            for which, value in enumerate(pair):
+                sums[which] += number(value)
         completion, every = (total / count for total, count in zip(sums, counts, strict=True))
         if not math.isfinite(completion + every):
             raise SqloraError(
@@ -212,8 +240,11 @@ class Engine:
 
     validation_seconds = 0.0
 
-    def _validation_batches(self) -> Iterator[tuple[list[int], int]]:
-        """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
+    def _validation_batches(self) -> Iterator[tuple[list[int], int, int]]:
+        """Examples, length and rows of each batch (rows 0: as many as examples).
+
+        Nothing is kept for a way back, so more examples go at once.
+        """
         lengths = [len(example.tokens) - 1 for example in self.valid.examples]
         by_bucket: dict[int, list[int]] = {}
         for index in sorted(range(len(lengths)), key=lengths.__getitem__):
@@ -221,7 +252,7 @@ class Engine:
         for length, indices in by_bucket.items():
             rows = max(self.params.batch_size, _VALIDATION_TOKENS // length)
             for start in range(0, len(indices), rows):
-                yield indices[start : start + rows], length
+                yield indices[start : start + rows], length, rows if self.stepper.compiled else 0
 
     def _report(self, completion: float | None, every: float | None) -> None:
         counted = sum(count for _, count in self._since)

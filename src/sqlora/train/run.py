@@ -22,7 +22,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
-from sqlora.train.buckets import choose_lengths, used_examples
+from sqlora.train.buckets import MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.engine import Data, Engine, Interrupted, Report
 from sqlora.train.identity import model_identity
 from sqlora.train.interruption import watching
@@ -32,6 +32,9 @@ from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store, state_dtype
 
 _ENGINE = 2  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
+# Padding costs these little, and a GPU takes a tenth of a second to get ready for each new shape.
+_FROZEN_PADDING = 0.1
+_VALIDATION_PADDING = 0.15
 _LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
 
@@ -77,7 +80,7 @@ def train_adapter(
             next_step="Lower lora.layers.",
         )
     frozen = layers - lora.layers if params.states_gb else 0
-    buckets = choose_lengths([len(example.tokens) - 1 for example in (*train, *valid)])
+    buckets = _lengths(train)
     weights = model_identity(model)
     run = checkpoint.fingerprint(
         {
@@ -104,9 +107,16 @@ def train_adapter(
             upper.load()
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
-            stepper = Stepper(upper, lora, params)
-            data = [Data(examples, inputs(examples), buckets) for examples in (train, valid)]
-            engine = Engine(stepper, data[0], data[1], params, folder, report=report, stop=watch)
+            stepper = Stepper(upper, lora, params, compiled=_compiles())
+            engine = Engine(
+                stepper,
+                Data(train, inputs(train), buckets),
+                Data(valid, inputs(valid), _lengths(valid, most_padding=_VALIDATION_PADDING)),
+                params,
+                folder,
+                report=report,
+                stop=watch,
+            )
             _announce(folder)
             started = perf_counter()
             adapter = engine.run()
@@ -132,6 +142,15 @@ def train_adapter(
     )
 
 
+def _lengths(examples: Sequence[Encoded], most_padding: float = MOST_PADDING) -> tuple[int, ...]:
+    return choose_lengths([len(example.tokens) - 1 for example in examples], most_padding)
+
+
+def _compiles() -> bool:
+    # On a CPU mx.compile calls the C++ compiler and gains nothing.
+    return mx.default_device().type == mx.DeviceType.gpu
+
+
 Fetcher = Callable[[Sequence[int], int], NDArray[np.generic]]
 
 
@@ -148,14 +167,14 @@ def _inputs(
     """What gives the model's inputs: stored states, or tokens if no layer is frozen; computed and reused examples."""
     if not frozen:
         return _tokens, 0, 0
-    lengths = [len(example.tokens) - 1 for example in train]
     steps = params.iterations * params.gradient_accumulation
-    used = used_examples(steps, lengths, buckets, params.batch_size, params.seed)
+    used = used_examples(steps, [len(example.tokens) - 1 for example in train], buckets, params.batch_size, params.seed)
     wanted = [example.tokens[:-1] for example in (*(train[index] for index in used), *valid)]
     width, dtype = config["hidden_size"], state_dtype(config)
-    # The buckets belong to the name: padded to other lengths, states differ in their last bits.
+    lengths = _lengths([*train, *valid], most_padding=_FROZEN_PADDING)
+    # The lengths belong to the name: padded to others, states differ in their last bits.
     name = checkpoint.fingerprint(
-        {"model": weights, "frozen": frozen, "buckets": list(buckets), "device": str(mx.default_device())}
+        {"model": weights, "frozen": frozen, "buckets": list(lengths), "device": str(mx.default_device())}
     )
     needed = sum(map(len, wanted)) * width * np.dtype(dtype).itemsize
     _require_room(needed, params.states_gb)
@@ -163,7 +182,7 @@ def _inputs(
     dropped = make_room(ROOT, ROOT / name, int(params.states_gb * 1e9) - needed)
     if dropped:
         print(f"dropped the states of {len(dropped)} earlier settings to make room")
-    computed = fill_store(store, model, frozen, wanted, buckets)
+    computed = fill_store(store, model, frozen, wanted, lengths)
     distinct = len({key_of(tokens) for tokens in wanted})
     print(f"frozen layers: {computed:,} examples computed, {distinct - computed:,} reused, {needed / 1e9:.2f} GB")
 

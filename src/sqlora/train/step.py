@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx
 
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
@@ -14,7 +14,7 @@ from sqlora.train.gradients import choose_model
 from sqlora.train.layout import Layout
 from sqlora.train.loss import Batch
 from sqlora.train.optimizer import make_optimizer
-from sqlora.train.upper import Upper, to_mlx
+from sqlora.train.upper import Upper
 
 
 class Stepper:
@@ -22,13 +22,14 @@ class Stepper:
 
     Args:
         upper: with its adapter's layers, whose values are where training starts.
+        compiled: compute a graph a shape, so batches had better have few; pays on a GPU.
     """
 
-    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams) -> None:
+    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams, *, compiled: bool = False) -> None:
         start = flatten(upper.adapter())
-        self._upper, self._layout = upper, Layout(start)
+        self.compiled, self._layout = compiled, Layout(start)
         self._vector = self._layout.join(start)
-        self._model = choose_model(upper, self._layout, lora)
+        self._model = choose_model(upper, self._layout, lora, compiled=compiled)
         self._norm = params.max_gradient_norm
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})
@@ -50,7 +51,6 @@ class Stepper:
         Returns:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
-        self._upper.train()
         counted = sum(batch.counted for batch in batches)
         loss, gradient = self._model.gradients(self._vector, batches[0])
         for batch in batches[1:]:
@@ -67,15 +67,11 @@ class Stepper:
         mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
-    def losses(self, batch: Batch) -> tuple[float, float]:
-        """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`."""
-        self._upper.eval()
-        states = self._model.hidden(self._vector, to_mlx(batch.inputs))
-        logits = self._upper.logits(states[mx.array(batch.positions)])
-        each = nn.losses.cross_entropy(logits, mx.array(batch.targets))
-        completion, every = (each * mx.array(batch.answers)).sum(), each.sum()
-        mx.eval(completion, every)
-        return number(completion), number(every)
+    def losses(self, batch: Batch) -> tuple[mx.array, mx.array]:
+        """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`, not computed yet."""
+        completion, every = self._model.losses(self._vector, batch)
+        mx.async_eval(completion, every)
+        return completion, every
 
 
 def number(value: mx.array) -> float:
