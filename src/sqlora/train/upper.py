@@ -111,8 +111,9 @@ def fill_store(
                 del layer
                 bar.update(len(wave))
             store.add(
-                (key, _numpy(state[row, : len(tokens)]))
+                (key, rows[row, : len(tokens)])
                 for (items, _), state in zip(batches, states, strict=True)
+                for rows in [_numpy(state)]
                 for row, (key, tokens) in enumerate(items)
             )
             del states
