@@ -52,6 +52,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    workers=1,
+    hostfile=None,
+    backend="auto",
 )
 Arrays = dict[str, np.ndarray]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,14 +11,16 @@ from typing import Any
 
 from sqlora.mlx import mx, tree_unflatten
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.memory import peak_memory
 from sqlora.params.train import TrainParams
 from sqlora.progress import progress
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of
-from sqlora.train.checkpoint import Checkpoint, flatten, load_latest, save
-from sqlora.train.loss import Batch, Fetch, make_batch
+from sqlora.train.checkpoint import Checkpoint, flatten, load_together, save
+from sqlora.train.division import divide
+from sqlora.train.loss import Batch, Fetch, counted_from, make_batch
 from sqlora.train.step import Stepper, number
 
 _VALIDATION_TOKENS = 1_024
@@ -67,7 +68,8 @@ class Engine:
         stepper: model and optimizer.
         folder: of the run's checkpoints.
         report: called with each report as it comes, and with those of an earlier process first.
-        stop: asked before each step; a true answer saves and ends.
+        stop: asked before each step; a true answer, which all ranks get, saves and ends.
+        group: the ranks that share the work; the first one alone reads and writes checkpoints.
     """
 
     def __init__(
@@ -80,9 +82,10 @@ class Engine:
         *,
         report: Callable[[Report], None],
         stop: Callable[[], bool] = lambda: False,
+        group: Group = ALONE,
     ) -> None:
         self.stepper, self.train, self.valid, self.params = stepper, train, valid, params
-        self.folder, self.report, self.stop = folder, report, stop
+        self.folder, self.report, self.stop, self.group = folder, report, stop, group
         self.reports: list[Report] = []
         self.best: dict[str, mx.array] = {}
         self.best_loss, self.best_step, self.worse = math.inf, 0, 0
@@ -139,13 +142,15 @@ class Engine:
         running: tuple[int, mx.array, mx.array, list[int], int] | None = None
         while self.step < until:
             batches, chosen = self._batches(self.step)
+            rows = [self.train.examples[index] for index in chosen]
+            counted = sum(len(row.tokens) - 1 - counted_from(row, self.params.loss) for row in rows)
             # Dropout is a function of seed and step, like the order, so that a resumed run repeats it.
-            mx.random.seed(self.params.seed * 1_000_003 + self.step + 1)
-            loss, norm = self.stepper.step(batches)
+            mx.random.seed(self.params.seed * 1_000_003 + self.step + 1 + (self.group.rank << 48))
+            loss, norm = self.stepper.step(batches, counted)
             if running:
                 self._check(*running)
-            running = (self.step + 1, loss, norm, chosen, sum(batch.counted for batch in batches))
-            self._tokens += sum(batch.real_tokens for batch in batches)
+            running = (self.step + 1, loss, norm, chosen, counted)
+            self._tokens += sum(len(row.tokens) for row in rows)
             self.step += 1
             bar.update()
             if self.stop():
@@ -155,15 +160,16 @@ class Engine:
         self._seconds += time.perf_counter() - started
 
     def _batches(self, step: int) -> tuple[list[Batch], list[int]]:
+        """This rank's batches of a step, and the examples of all ranks."""
         params, train = self.params, self.train
-        batches, every = [], []
-        for part in range(params.gradient_accumulation):
-            index = step * params.gradient_accumulation + part
-            chosen = batch_indices(index, self.lengths, train.buckets, params.batch_size, params.seed)
-            length = bucket_of(max(self.lengths[one] for one in chosen), train.buckets)
-            batches.append(make_batch(train.examples, chosen, train.fetch, length=length, kind=params.loss))
-            every += chosen
-        return batches, every
+        size, count = params.batch_size, params.gradient_accumulation
+        numbers = range(step * count, (step + 1) * count)
+        parts = [batch_indices(number, self.lengths, train.buckets, size, params.seed) for number in numbers]
+        batches = [
+            make_batch(train.examples, chosen, train.fetch, length=length, kind=params.loss)
+            for chosen, length in divide(parts, self.lengths, train.buckets, size, self.group.rank, self.group.size)
+        ]
+        return batches, [index for part in parts for index in part]
 
     def _check(self, step: int, loss: mx.array, norm: mx.array, chosen: list[int], counted: int) -> None:
         values = [number(value) for value in (loss, norm)]
@@ -192,7 +198,8 @@ class Engine:
                 sums[which] += value
             counts[0] += int(batch.answers.sum())
             counts[1] += batch.counted
-        completion, every = (total / count for total, count in zip(sums, counts, strict=True))
+        sums, totals = self.group.totals(sums), self.group.totals(counts)
+        completion, every = (total / count for total, count in zip(sums, totals, strict=True))
         if not math.isfinite(completion + every):
             raise SqloraError(
                 "validation",
@@ -213,10 +220,11 @@ class Engine:
     validation_seconds = 0.0
 
     def _validation_batches(self) -> Iterator[tuple[list[int], int]]:
-        """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
+        """This rank's batches: examples and length; nothing is kept for a way back, so more examples go at once."""
         lengths = [len(example.tokens) - 1 for example in self.valid.examples]
         by_bucket: dict[int, list[int]] = {}
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        for index in order[self.group.rank :: self.group.size]:
             by_bucket.setdefault(bucket_of(lengths[index], self.valid.buckets), []).append(index)
         for length, indices in by_bucket.items():
             rows = max(self.params.batch_size, _VALIDATION_TOKENS // length)
@@ -252,14 +260,13 @@ class Engine:
             "worse": self.worse,
             "norm": self._norm,
         }
-        adapter = self.stepper.adapter()
-        save(self.folder, Checkpoint(self.step, adapter, flatten(self.stepper.optimizer.state), self.best, record))
+        if self.group.rank == 0:
+            adapter = self.stepper.adapter()
+            save(self.folder, Checkpoint(self.step, adapter, flatten(self.stepper.optimizer.state), self.best, record))
         self.step_saved = self.step
 
     def _resume(self) -> None:
-        checkpoint, warnings = load_latest(self.folder)
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        checkpoint = load_together(self.folder, self.group)
         if checkpoint is None:
             return
         record = checkpoint.record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,21 +18,26 @@ from filelock import FileLock, Timeout
 from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
+from sqlora.distributed.group import ALONE, Group
+from sqlora.distributed.rank import watching_together
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import choose_lengths, used_examples
+from sqlora.train.division import used_by
 from sqlora.train.engine import Data, Engine, Interrupted, Report
 from sqlora.train.identity import model_identity
-from sqlora.train.interruption import watching
 from sqlora.train.lora import add_lora
+from sqlora.train.shared_pass import fill_together
 from sqlora.train.states import ROOT, StateStore, key_of, make_room
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store, state_dtype
 
 _ENGINE = 2  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
+# Of the section `train`: where and with how many processes a run takes place, which changes no result.
+_LAUNCH = ("workers", "hostfile", "backend")
 _LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
 
@@ -59,8 +65,9 @@ def train_adapter(
     params: TrainParams,
     *,
     report: Callable[[Report], None],
+    group: Group = ALONE,
 ) -> Trained:
-    """Train an adapter for the converted model in a folder.
+    """Train an adapter for the converted model in a folder; every rank of the group calls this and gets the same.
 
     Raises:
         SqloraError: settings that do not fit the model, no room on the disk, a loss that is not finite, another run of
@@ -79,35 +86,38 @@ def train_adapter(
     frozen = layers - lora.layers if params.states_gb else 0
     buckets = choose_lengths([len(example.tokens) - 1 for example in (*train, *valid)])
     weights = model_identity(model)
-    run = checkpoint.fingerprint(
-        {
-            "model": weights,
-            "train": [key_of(example.tokens) for example in train],
-            "prompts": [example.prompt_tokens for example in train],
-            "valid": [key_of(example.tokens) for example in valid],
-            "lora": asdict(lora),
-            "params": asdict(params),
-            "device": str(mx.default_device()),
-            "mlx": metadata.version("mlx"),
-            "engine": _ENGINE,
-        }
-    )
+    inputs_of_run = {
+        "model": weights,
+        "train": [key_of(example.tokens) for example in train],
+        "prompts": [example.prompt_tokens for example in train],
+        "valid": [key_of(example.tokens) for example in valid],
+        "lora": asdict(lora),
+        "params": {name: value for name, value in asdict(params).items() if name not in _LAUNCH},
+        "device": str(mx.default_device()),
+        "mlx": metadata.version("mlx"),
+        "engine": _ENGINE,
+    }
+    if lora.dropout and group.size > 1:
+        inputs_of_run["workers"] = group.size  # each rank draws masks of its own
+    group.require_same(inputs_of_run)
+    run = checkpoint.fingerprint(inputs_of_run)
     folder = checkpoint.ROOT / run
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=_LOCK_SECONDS), watching() as watch:
+        with _lock(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
-            inputs, computed, reused = _inputs(model, config, frozen, buckets, train, valid, weights, params)
+            inputs, computed, reused = _inputs(model, config, frozen, buckets, train, valid, weights, params, group)
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()
             upper.load()
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
-            stepper = Stepper(upper, lora, params)
+            stepper = Stepper(upper, lora, params, group)
             data = [Data(examples, inputs(examples), buckets) for examples in (train, valid)]
-            engine = Engine(stepper, data[0], data[1], params, folder, report=report, stop=watch)
-            _announce(folder)
+            engine = Engine(stepper, data[0], data[1], params, folder, report=report, stop=watch, group=group)
+            if group.rank == 0:
+                _announce(folder)
             started = perf_counter()
             adapter = engine.run()
             seconds = perf_counter() - started - engine.validation_seconds
@@ -132,6 +142,10 @@ def train_adapter(
     )
 
 
+def _lock(path: Path, wanted: bool) -> AbstractContextManager[Any]:
+    return FileLock(path, timeout=_LOCK_SECONDS) if wanted else nullcontext()
+
+
 Fetcher = Callable[[Sequence[int], int], NDArray[np.generic]]
 
 
@@ -144,13 +158,18 @@ def _inputs(
     valid: Sequence[Encoded],
     weights: str,
     params: TrainParams,
+    group: Group,
 ) -> tuple[Callable[[Sequence[Encoded]], Fetcher], int, int]:
     """What gives the model's inputs: stored states, or tokens if no layer is frozen; computed and reused examples."""
     if not frozen:
         return _tokens, 0, 0
     lengths = [len(example.tokens) - 1 for example in train]
     steps = params.iterations * params.gradient_accumulation
-    used = used_examples(steps, lengths, buckets, params.batch_size, params.seed)
+    if len(group.disk) == group.size:
+        used = used_examples(steps, lengths, buckets, params.batch_size, params.seed)
+    else:  # this machine keeps what its own ranks will use
+        plan = (params.iterations, params.gradient_accumulation, lengths, buckets, params.batch_size, params.seed)
+        used = used_by(group.disk, group.size, *plan)
     wanted = [example.tokens[:-1] for example in (*(train[index] for index in used), *valid)]
     width, dtype = config["hidden_size"], state_dtype(config)
     # The buckets belong to the name: padded to other lengths, states differ in their last bits.
@@ -158,12 +177,19 @@ def _inputs(
         {"model": weights, "frozen": frozen, "buckets": list(buckets), "device": str(mx.default_device())}
     )
     needed = sum(map(len, wanted)) * width * np.dtype(dtype).itemsize
-    _require_room(needed, params.states_gb)
-    store = StateStore(ROOT / name, width, dtype)
-    dropped = make_room(ROOT, ROOT / name, int(params.states_gb * 1e9) - needed)
-    if dropped:
-        print(f"dropped the states of {len(dropped)} earlier settings to make room")
-    computed = fill_store(store, model, frozen, wanted, buckets)
+    if group.rank == group.disk[0]:
+        _require_room(needed, params.states_gb)
+        (ROOT / name).mkdir(exist_ok=True)
+        dropped = make_room(ROOT, ROOT / name, int(params.states_gb * 1e9) - needed)
+        if dropped:
+            print(f"dropped the states of {len(dropped)} earlier settings to make room")
+    group.barrier()
+    (ROOT / name).mkdir(parents=True, exist_ok=True)
+    with _lock(ROOT / name / f"lock-{group.rank}", group.size > 1):  # a rank of a killed run may not be gone yet
+        store = StateStore(ROOT / name, width, dtype, part=group.rank)
+        computed = fill_together(
+            store, wanted, buckets, group, lambda share: fill_store(store, model, frozen, share, buckets)
+        )
     distinct = len({key_of(tokens) for tokens in wanted})
     print(f"frozen layers: {computed:,} examples computed, {distinct - computed:,} reused, {needed / 1e9:.2f} GB")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlora.mlx import mx, nn
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.train.checkpoint import flatten
@@ -22,11 +23,12 @@ class Stepper:
 
     Args:
         upper: with its adapter's layers, whose values are where training starts.
+        group: the ranks that share the work; each calls the same methods, with batches of its own.
     """
 
-    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams) -> None:
+    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams, group: Group = ALONE) -> None:
         start = flatten(upper.adapter())
-        self._upper, self._layout = upper, Layout(start)
+        self._upper, self._layout, self._group = upper, Layout(start), group
         self._vector = self._layout.join(start)
         self._model = choose_model(upper, self._layout, lora)
         self._norm = params.max_gradient_norm
@@ -44,19 +46,20 @@ class Stepper:
         self.optimizer.state = state
         mx.eval(self._vector, self.optimizer.state)
 
-    def step(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
+    def step(self, batches: Sequence[Batch], counted: int | None = None) -> tuple[mx.array, mx.array]:
         """Add up the gradients of the batches, weighted by their counted tokens, and update the adapter.
+
+        Args:
+            batches: of this rank; may be none if there are others.
+            counted: tokens of all ranks' batches together; of these batches, if it is left out.
 
         Returns:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
         self._upper.train()
-        counted = sum(batch.counted for batch in batches)
-        loss, gradient = self._model.gradients(self._vector, batches[0])
-        for batch in batches[1:]:
-            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
-            more, next_gradient = self._model.gradients(self._vector, batch)
-            loss, gradient = loss + more, gradient + next_gradient
+        counted = sum(batch.counted for batch in batches) if counted is None else counted
+        loss, gradient = self._summed(batches)
+        loss, gradient = self._group.add_up(loss, gradient)
         gradient = gradient * (1 / counted)
         norm = mx.sqrt(mx.square(gradient).sum())
         if self._norm is not None:
@@ -66,6 +69,16 @@ class Stepper:
         loss = loss / counted
         mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
+
+    def _summed(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
+        if not batches:
+            return mx.zeros(()), mx.zeros(self._layout.size)
+        loss, gradient = self._model.gradients(self._vector, batches[0])
+        for batch in batches[1:]:
+            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
+            more, next_gradient = self._model.gradients(self._vector, batch)
+            loss, gradient = loss + more, gradient + next_gradient
+        return loss, gradient
 
     def losses(self, batch: Batch) -> tuple[float, float]:
         """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`."""
