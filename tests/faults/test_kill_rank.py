@@ -15,8 +15,9 @@ import psutil
 import pytest
 from train_project import COMMAND, TrainProject
 
-# Long enough to be hit; the second half of the checkpoints is never needed.
+# Long enough to be hit.
 SETTINGS: dict[str, Any] = {"iterations": 300, "checkpoint_every": 5, "validate_every": 100, "report_every": 20}
+SETTINGS |= {"learning_rate": 3e-4}  # where rounding is not carried far
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +31,11 @@ def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Train
 class Running:
     """The processes of a run with two workers that has taken some steps."""
 
-    def __init__(self, project: TrainProject, *, command: list[str] | None = None) -> None:
-        project.write_params(**SETTINGS, workers=2)
+    def __init__(self, project: TrainProject, **train: Any) -> None:
+        project.write_params(**SETTINGS | train, workers=2)
         self.project = project
-        self.stage = project.start() if command is None else project.start(command=command)
-        while project.newest() < 10:
-            assert self.stage.poll() is None, self.stage.communicate()
-            time.sleep(0.02)
+        self.stage = project.start()
+        wait_for_steps(project, self.stage)
         self.all = psutil.Process(self.stage.pid).children(recursive=True)
         self.ranks = {}
         for process in self.all:
@@ -60,6 +59,13 @@ def running(model_folder: Path, tmp_path: Path) -> Iterator[Running]:
     for process in running.all:
         if process.is_running():
             process.kill()
+
+
+def wait_for_steps(project: TrainProject, process: subprocess.Popen[Any]) -> None:
+    """Until the first report, of iteration 20."""
+    while not (project.folder / "loss.csv").exists() or 20 not in project.losses():
+        assert process.poll() is None
+        time.sleep(0.02)
 
 
 def go_on(project: TrainProject) -> None:
@@ -88,30 +94,28 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_adapter(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_and_another_number_of_workers_goes_on(
-    running: Running, whole: TrainProject, number: signal.Signals
+    whole: TrainProject, model_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
+    running = Running(TrainProject(tmp_path / "project", model_folder), checkpoint_every=10_000)
     running.stage.send_signal(number)
     status, said = running.end()
     assert status == 130
     assert "interrupted" in said
     project = running.project
-    (newest,) = sorted(project.folder.glob(".sqlora/train/*/step-*"))[-1:]
-    (folder,) = project.folder.glob(".sqlora/train/*")
-    assert newest.parent == folder
-    project.write_params(**SETTINGS)  # one worker
+    assert 20 <= project.newest() < 300
+    project.write_params(**SETTINGS | {"checkpoint_every": 10_000})  # one worker
     go_on(project)
-    assert list(project.folder.glob(".sqlora/train/*")) == [folder]
     before, after = whole.losses(), project.losses()
     assert before.keys() == after.keys()
     for iteration, row in after.items():
-        assert row[:3] == pytest.approx(before[iteration][:3], abs=2e-2)
+        assert row[:3] == pytest.approx(before[iteration][:3], abs=1e-3)
 
 
 def test_a_killed_launcher_takes_the_ranks_along(running: Running) -> None:
     running.launcher.kill()
     status, said = running.end()
     assert status == 1
-    assert "Run dvc repro again" in " ".join(said.split())
+    assert "mlx.launch: found its end by SIGKILL" in " ".join(said.split())
 
 
 def test_a_killed_stage_takes_launcher_and_ranks_along(running: Running) -> None:
@@ -123,16 +127,14 @@ def test_a_killed_stage_takes_launcher_and_ranks_along(running: Running) -> None
 
 def test_the_ranks_save_and_end_when_the_dvc_above_them_is_killed(model_folder: Path, tmp_path: Path) -> None:
     project = TrainProject(tmp_path / "project", model_folder)
-    project.write_params(**SETTINGS, workers=2)
+    project.write_params(**SETTINGS | {"iterations": 5000, "checkpoint_every": 10_000}, workers=2)
     dvc = tmp_path / "dvc"
     dvc.write_text(f"import subprocess\nsubprocess.run({COMMAND!r})\n")
     process = subprocess.Popen([sys.executable, str(dvc)], cwd=project.folder, stderr=subprocess.DEVNULL)
-    while project.newest() < 10:
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for_steps(project, process)
     below = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(below, timeout=30)
     assert alive == []
-    assert project.newest() % SETTINGS["checkpoint_every"] or project.newest() < SETTINGS["iterations"]
+    assert 20 <= project.newest() < 5000

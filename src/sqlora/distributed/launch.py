@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from sqlora.distributed.ending import BACKEND, FOLDER, LOST, TERMINAL, Ending, read_endings
+from sqlora.distributed.ending import BACKEND, FOLDER, LOST, TERMINAL, read_endings
 from sqlora.errors import SqloraError
 from sqlora.runtime import has_cuda
 from sqlora.train.interruption import Watch, watching
@@ -64,9 +64,10 @@ def launched(workers: int, hostfile: str | None, backend: str) -> bool:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         try:
             _wait(process, watch, folder)
+            launcher = process.poll() or 0
         finally:
             _kill_group(process)
-        _conclude(folder, hosts, asked=watch.asked)
+        _conclude(folder, hosts, launcher, asked=watch.asked)
     shutil.rmtree(folder, ignore_errors=True)
     return True
 
@@ -188,8 +189,8 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _conclude(folder: Path, hosts: list[str], *, asked: bool) -> None:
-    """Return if the first rank did its work; otherwise end as it did, or say which rank died."""
+def _conclude(folder: Path, hosts: list[str], launcher: int, *, asked: bool) -> None:
+    """Return if the first rank did its work; otherwise end as it did, or say what died."""
     endings = read_endings(folder)
     first = endings.get(0)
     if first and first.status == 0:
@@ -198,12 +199,12 @@ def _conclude(folder: Path, hosts: list[str], *, asked: bool) -> None:
         if first:
             raise SystemExit(130)  # it has said so
         raise KeyboardInterrupt
-    if any(ending.status for ending in endings.values()):
+    if not launcher and any(ending.status for ending in endings.values()):
         raise SystemExit(1)
-    raise _death(folder, hosts, endings)
+    raise _death(folder, hosts, launcher)
 
 
-def _death(folder: Path, hosts: list[str], endings: dict[int, Ending]) -> SqloraError:
+def _death(folder: Path, hosts: list[str], launcher: int) -> SqloraError:
     try:
         text = (folder / "deaths").read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -212,21 +213,23 @@ def _death(folder: Path, hosts: list[str], endings: dict[int, Ending]) -> Sqlora
     # Ranks that noticed the death of another, or were ended because of it, are not the cause.
     causes = [(rank, code) for rank, code in deaths if code not in (LOST, -signal.SIGTERM)]
     rank, code = next(iter(causes or deaths), (None, 0))
-    if rank is None:
-        who, how = "a rank", "an end that mlx.launch did not tell of"
+    if launcher or rank is None:
+        who, how = "mlx.launch", _end(launcher)
     else:
         who = f"rank {rank} of {len(hosts)} on {hosts[rank]}"
-        how = f"its end by {_signal_name(-code)}" if code < 0 else f"its end with status {code}"
+        how = _end(code)
     return SqloraError(
         who,
-        found=f"{how}, so the other ranks were ended",
+        found=f"{how}, so the ranks that were left were ended",
         expected="that all ranks work until the end",
         next_step=f"Run dvc repro again: it goes on from the last checkpoint. What the ranks said is in {folder}.",
     )
 
 
-def _signal_name(number: int) -> str:
+def _end(code: int) -> str:
+    if code >= 0:
+        return f"its end with status {code}"
     try:
-        return signal.Signals(number).name
+        return f"its end by {signal.Signals(-code).name}"
     except ValueError:
-        return f"signal {number}"
+        return f"its end by signal {-code}"

@@ -29,14 +29,11 @@ def divide(
         Batches of examples with the length to pad to; none if there are fewer examples than ranks.
     """
     if size == 1:
-        return [(list(part), _padded(part, lengths, buckets)) for part in parts]
+        return [(list(part), bucket_of(max(lengths[row] for row in part), buckets)) for part in parts]
     rows = sorted((row for part in parts for row in part), key=lambda row: -bucket_of(lengths[row], buckets))
-    start, end = _bounds([bucket_of(lengths[row], buckets) for row in rows], size)[rank]
-    mine = rows[start:end]
-    count = -(-len(mine) // batch_size)
-    bounds = [len(mine) * number // count for number in range(count + 1)] if count else []
-    batches = [mine[one:other] for one, other in pairwise(bounds)]
-    return [(batch, _padded(batch, lengths, buckets)) for batch in batches]
+    padded = [bucket_of(lengths[row], buckets) for row in rows]
+    start, end = _pieces(padded, batch_size, size)[rank]
+    return [(rows[one:other], padded[one]) for one, other in _batches(start, end, batch_size)]
 
 
 def used_by(
@@ -59,30 +56,36 @@ def used_by(
     return sorted(used)
 
 
-def _padded(rows: Sequence[int], lengths: Sequence[int], buckets: Sequence[int]) -> int:
-    return bucket_of(max(lengths[row] for row in rows), buckets)
-
-
-def _bounds(padded: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """Cut a falling sequence of padded lengths into `size` pieces whose largest padded number of tokens is least."""
-    counts = range(1, len(padded) + 1)
-    most = sorted({length * count for length in set(padded) for count in counts})
-    low, high = 0, len(most) - 1
-    while low < high:  # the least number of tokens with which `size` pieces reach
+def _pieces(padded: Sequence[int], batch_size: int, size: int) -> list[tuple[int, int]]:
+    """Cut a falling sequence of padded lengths into `size` pieces, some of them empty, so that the largest is least."""
+    low, high = 0, sum(padded) + max(padded) * len(padded)
+    while low < high:
         middle = (low + high) // 2
-        if len(_pieces(padded, most[middle])) <= size:
+        if len(_greedy(padded, batch_size, middle)) <= size:
             high = middle
         else:
             low = middle + 1
-    pieces = _pieces(padded, most[low]) if padded else []
+    pieces = _greedy(padded, batch_size, low)
     return pieces + [(len(padded), len(padded))] * (size - len(pieces))
 
 
-def _pieces(padded: Sequence[int], most: int) -> list[tuple[int, int]]:
-    """Each as long as it may be: its rows are padded to its first one's length."""
+def _greedy(padded: Sequence[int], batch_size: int, most: int) -> list[tuple[int, int]]:
+    """Pieces of at most so many tokens, padding included, but of one row at least; each as long as it may be."""
     pieces, start = [], 0
     while start < len(padded):
-        end = min(len(padded), start + max(1, most // padded[start]))
+        end = start + 1
+        while end < len(padded) and _tokens(padded, start, end + 1, batch_size) <= most:
+            end += 1
         pieces.append((start, end))
         start = end
     return pieces
+
+
+def _tokens(padded: Sequence[int], start: int, end: int, batch_size: int) -> int:
+    return sum((other - one) * padded[one] for one, other in _batches(start, end, batch_size))
+
+
+def _batches(start: int, end: int, batch_size: int) -> list[tuple[int, int]]:
+    """The fewest batches for so many rows, of nearly the same size."""
+    count = -(-(end - start) // batch_size)
+    return list(pairwise(start + (end - start) * number // count for number in range(count + 1))) if count else []
