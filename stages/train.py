@@ -13,7 +13,6 @@ from sqlora.mlx import mx
 from sqlora.count import count_lora_parameters, count_parameters
 from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
-from sqlora.memory import peak_memory
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.publish import publish_file, publish_folder
@@ -75,7 +74,8 @@ def summarise(trained: Trained) -> dict[str, object]:
         "final_valid_loss_all": valid[-1].valid_loss_all,
         # The median, because the first steps are slower.
         "tokens_per_second": rates[len(rates) // 2],
-        "peak_memory_gb": peak_memory(),
+        "peak_memory_gb": max(trained.peaks),  # of one process, the others have as much
+        "workers": len(trained.peaks),
         "frozen_seconds": round(trained.frozen_seconds, 1),
         "train_seconds": round(trained.train_seconds, 1),
         "validation_seconds": round(trained.validation_seconds, 1),

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from contract import ROOT
+from ranks_script import train
+from safetensors.numpy import load_file
 
 from sqlora.distributed import launch
+from sqlora.distributed.group import ALONE
 from sqlora.errors import SqloraError
 from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
 from sqlora.train.division import divide, used_by
@@ -165,6 +170,31 @@ def working_in(folder: Path) -> list[int]:
 def test_the_ranks_agree_and_the_first_one_speaks(tmp_path: Path, task: str) -> None:
     status, output, errors = ranks(tmp_path, task)
     assert (status, output, errors) == (0, "rank 0 speaks all through", "")
+
+
+def test_machines_without_a_common_disk_train_to_the_same_adapter(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(model_folder)
+    status, output, errors = ranks(tmp_path, "apart")
+    assert status == 0, errors
+    assert "going on from step-00000003" in output
+    computed = []
+    for rank in range(3):  # each has the states of its own rows alone: 8 of 24 in six steps of 4, and of validation
+        (index,) = (tmp_path / f"disk-{rank}").glob(".sqlora/states/*/index-*.jsonl")
+        assert index.name == f"index-{rank}.jsonl"
+        computed.append(len(index.read_text().splitlines()))
+    assert sum(computed) < 3 * 29
+    assert len(list(tmp_path.glob("disk-0/.sqlora/train/*/step-*"))) == 2
+    assert not list(tmp_path.glob("disk-[12]/.sqlora/train/*/step-*"))
+    monkeypatch.chdir(tmp_path / "disk-0")
+    shutil.rmtree(".sqlora")
+    expected = train(ALONE).adapter
+    for rank in range(3):
+        found = load_file(tmp_path / f"disk-{rank}/adapter.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert np.abs(np.array(value) - found[name]).max() < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -74,15 +74,22 @@ class Group:
             self._stopping = self._flags[0].item() != 0
         return self._stopping
 
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, which is made of what JSON has, on every rank."""
+        if not self._handle:
+            return [value]
+        data = json.dumps(value).encode("utf-8")
+        ends = np.cumsum([int(length) for length in self.each(len(data))])
+        buffer = np.zeros(int(ends[-1]), dtype=np.uint8)
+        buffer[ends[self.rank] - len(data) : ends[self.rank]] = np.frombuffer(data, dtype=np.uint8)
+        whole = np.array(self.sum(mx.array(buffer)))
+        return [json.loads(part.tobytes()) for part in np.split(whole, ends[:-1])]
+
     def first(self, value: T) -> T:
         """The first rank's value, which is made of what JSON has, on every rank."""
         if not self._handle:
             return value
-        data = json.dumps(value).encode("utf-8") if self.rank == 0 else b""
-        length = np.array(self.sum(mx.array([len(data)], dtype=mx.int64)))
-        buffer = np.zeros(int(length[0]), dtype=np.uint8)
-        buffer[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-        result: T = json.loads(np.array(self.sum(mx.array(buffer))).tobytes())
+        result: T = self.gather(value if self.rank == 0 else None)[0]  # type: ignore[assignment]
         return result
 
     def first_arrays(self, arrays: Mapping[str, mx.array]) -> dict[str, mx.array]:
@@ -95,8 +102,10 @@ class Group:
             dtype = getattr(mx, type_name)
             # As bytes: a sum of numbers would lose the sign of a zero.
             mine = arrays[name] if self.rank == 0 else mx.zeros(shape, dtype=dtype)
-            result[name] = self.sum(mine.reshape(-1).view(mx.uint8)).view(dtype).reshape(shape)
-            mx.eval(result[name])
+            if mine.size:
+                mine = self.sum(mine.reshape(-1).view(mx.uint8)).view(dtype).reshape(shape)
+                mx.eval(mine)
+            result[name] = mine
         return result
 
     def require_same(self, inputs: Mapping[str, Any]) -> None:
@@ -107,11 +116,9 @@ class Group:
         """
         if not self._handle:
             return
-        codes = [_code(value) for value in inputs.values()]
-        every = mx.distributed.all_gather(mx.array([codes], dtype=mx.int32), group=self._handle)
-        rows = np.array(every).reshape(self.size, len(codes))
-        for rank in range(1, self.size):
-            different = [name for name, same in zip(inputs, rows[rank] == rows[0], strict=True) if not same]
+        every = self.gather({name: _code(one) for name, one in inputs.items()})
+        for rank, codes in enumerate(every):
+            different = [name for name in inputs if codes[name] != every[0][name]]
             if different:
                 raise SqloraError(
                     f"rank {rank} of {self.size}",
@@ -121,9 +128,8 @@ class Group:
                 )
 
 
-def _code(value: Any) -> int:
-    text = json.dumps(value, sort_keys=True).encode("utf-8")
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big", signed=True)
+def _code(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("utf-8")).hexdigest()
 
 
 ALONE = Group()

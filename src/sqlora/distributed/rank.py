@@ -33,31 +33,22 @@ def joined() -> Iterator[Group]:
     if FOLDER not in os.environ:
         yield ALONE
         return
-    folder = Path(os.environ[FOLDER])
-    backend = os.environ[BACKEND]
-    orders = _Orders()
-    try:
-        handle = mx.distributed.init(strict=True, backend="jaccl" if backend == "jaccl-ring" else backend)
-    except RuntimeError as error:
-        raise SqloraError(
-            f"mx.distributed on {socket.gethostname()}",
-            found=f"no connection to the other ranks ({error})",
-            expected=f"that the backend {backend} connects them",
-            next_step="Check the hostfile's addresses and that no firewall is between the machines.",
-        ) from None
-    rank = handle.rank()
-    if backend != "mpi" or rank == 0:  # mpirun gives its input to the first rank only
-        orders.listen()
-    if rank == 0 and not folder.is_dir():
-        raise SqloraError(
-            socket.gethostname(),
-            found="the first rank on another machine or in another folder than the stage that started it",
-            expected="this machine as the first host of the hostfile",
-            next_step="Put this machine first.",
-        )
+    folder, rank = Path(os.environ[FOLDER]).resolve(), _rank()
+    here = folder.is_dir()
     folder.mkdir(parents=True, exist_ok=True)
     spoken = _redirect(folder / f"rank-{rank}.log", speaks=rank == 0)
+    orders = _Orders()
     try:
+        if rank == 0 and not here:
+            raise SqloraError(
+                socket.gethostname(),
+                found="the first rank on another machine or in another folder than the stage that started it",
+                expected="this machine as the first host of the hostfile",
+                next_step="Put this machine first.",
+            )
+        handle = _connect(os.environ[BACKEND])
+        if rank == 0 or os.environ[BACKEND] != "mpi":  # mpirun gives its input to the first rank only
+            orders.listen()
         yield Group(handle, _same_disk(handle, folder), orders)
     except KeyboardInterrupt:
         if rank:
@@ -66,7 +57,7 @@ def joined() -> Iterator[Group]:
         raise
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[nccl]", "[mpi]", "[jaccl]")):
-            print(f"lost: {error}", file=sys.stderr if rank else open(folder / "rank-0.log", "a"))  # noqa: SIM115
+            os.write(2, f"lost the others: {error}\n".encode())
             raise SystemExit(LOST) from None
         if rank:
             time.sleep(_FIRST_SPEAKS_SECONDS)  # most errors are everybody's: the first rank tells, and all are ended
@@ -88,6 +79,30 @@ def watching_together(group: Group) -> Iterator[Callable[[], bool]]:
         # The process that started the ranks watches dvc and takes the signals. SIGTERM ends a rank at once: that is
         # how mlx.launch ends those that wait for a dead one.
         yield group.stop
+
+
+def _rank() -> int:
+    for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"):  # mlx.launch's own, Open MPI's, other MPIs'
+        if name in os.environ:
+            return int(os.environ[name])
+    raise SqloraError(
+        "the environment",
+        found="no number of this rank",
+        expected="one that mlx.launch or mpirun sets",
+        next_step="Unset SQLORA_RANKS, or take another train.backend.",
+    )
+
+
+def _connect(backend: str) -> mx.distributed.Group:
+    try:
+        return mx.distributed.init(strict=True, backend="jaccl" if backend == "jaccl-ring" else backend)
+    except RuntimeError as error:
+        raise SqloraError(
+            f"mx.distributed on {socket.gethostname()}",
+            found=f"no connection to the other ranks ({error})",
+            expected=f"that the backend {backend} connects them",
+            next_step="Check the hostfile's addresses and that no firewall is between the machines.",
+        ) from None
 
 
 class _Orders:

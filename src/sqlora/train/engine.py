@@ -198,8 +198,8 @@ class Engine:
                 sums[which] += value
             counts[0] += int(batch.answers.sum())
             counts[1] += batch.counted
-        sums, totals = self.group.totals(sums), self.group.totals(counts)
-        completion, every = (total / count for total, count in zip(sums, totals, strict=True))
+        sums = self.group.totals([*sums, *counts])
+        completion, every = sums[0] / sums[2], sums[1] / sums[3]
         if not math.isfinite(completion + every):
             raise SqloraError(
                 "validation",

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sqlora.distributed.group import ALONE, Group
 from sqlora.distributed.rank import watching_together
 from sqlora.errors import SqloraError
+from sqlora.memory import peak_memory
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
@@ -44,7 +45,8 @@ _LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a
 @dataclass(frozen=True)
 class Trained:
     """adapter: name as in mlx-lm's file -> array; step: which one is published; states: how many examples' states were
-    computed and how many were there; seconds: of the frozen pass, of the steps, of validation.
+    computed and how many were there; seconds: of the frozen pass, the steps, validation; peaks: each rank's memory
+    in GB.
     """
 
     adapter: dict[str, mx.array]
@@ -55,6 +57,7 @@ class Trained:
     frozen_seconds: float
     train_seconds: float
     validation_seconds: float
+    peaks: list[float]
 
 
 def train_adapter(
@@ -121,6 +124,7 @@ def train_adapter(
             started = perf_counter()
             adapter = engine.run()
             seconds = perf_counter() - started - engine.validation_seconds
+            peaks = group.each(peak_memory())
     except Timeout:
         raise SqloraError(
             folder / "lock",
@@ -139,6 +143,7 @@ def train_adapter(
         frozen_seconds,
         seconds,
         engine.validation_seconds,
+        [round(peak, 3) for peak in peaks],
     )
 
 
