@@ -23,6 +23,7 @@ from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Report
+from sqlora.train.feed import transfer
 from sqlora.train.gradients import Automatic, Written
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
@@ -30,7 +31,7 @@ from sqlora.train.loss import Batch, make_batch
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
-from sqlora.train.upper import Upper, fill_store, to_mlx
+from sqlora.train.upper import Upper, fill_store
 
 LORA = LoraParams(layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
@@ -52,6 +53,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    workers=1,
+    hostfile=None,
+    backend="auto",
 )
 Arrays = dict[str, np.ndarray]
 
@@ -173,7 +177,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     assert len(expected) == layers * len(lora.targets) * 2
     layout = Layout(flatten(upper.adapter()))
     model = kind(upper, layout, lora) if kind is Written else kind(upper, layout)
-    other, vector = model.gradients(layout.join(flatten(upper.adapter())), batch)
+    other, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
     found = {in_whole(name, frozen): value for name, value in layout.split(vector / batch.counted).items()}
     assert found.keys() == expected.keys()
     assert min(mx.abs(value).max().item() for value in expected.values()) > 1e-5
@@ -211,7 +215,7 @@ def distance(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
 
 def mean_loss(upper: Upper, batch: Batch) -> float:
     """Of the model as it is, through its own layers."""
-    states = upper.states(to_mlx(batch.inputs))
+    states = upper.states(transfer([batch])[0].inputs)
     logits = upper.logits(states.reshape(-1, states.shape[-1])[mx.array(batch.positions)])
     return nn.losses.cross_entropy(logits, mx.array(batch.targets)).mean().item()
 
@@ -333,7 +337,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
             )
             for group in groups
         ]
-        loss, norm = stepper.step(batches)
+        loss, norm = stepper.step(transfer(batches))
         return loss.item(), norm.item(), {k: np.array(v) for k, v in stepper.adapter().items()}
 
     large, parts = step([[0, 1, 2, 3, 4, 5]]), step([[0], [1, 2], [3, 4, 5]])

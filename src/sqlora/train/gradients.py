@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
 
-import numpy as np
-
 from sqlora.params.lora import LoraParams
+from sqlora.train.feed import Ready
 from sqlora.train.layer import Factors, Kept, Layer, make_mask, supports
 from sqlora.train.layout import Layout
-from sqlora.train.loss import Batch
-from sqlora.train.upper import Upper, to_mlx
+from sqlora.train.upper import Upper
 
 
 class Model(Protocol):
     """What a training step and a validation need of the upper part of a model and an adapter's vector."""
 
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """The summed loss of the batch's counted tokens and its gradient, a vector in float32."""
 
-    def losses(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """The summed loss of the tokens of completions, and of all counted tokens; without dropout."""
 
 
@@ -32,26 +29,6 @@ def choose_model(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bo
     if supports(upper.layers):
         return Written(upper, layout, lora, compiled=compiled)
     return Automatic(upper, layout, compiled=compiled)
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """A batch as arrays; places: (T,) each token's entry of positions, or the number of entries if it has none."""
-
-    inputs: mx.array
-    positions: mx.array
-    targets: mx.array
-    weights: mx.array
-    answers: mx.array
-    places: mx.array
-
-    @classmethod
-    def of(cls, batch: Batch) -> _Inputs:
-        size, real = len(batch.positions), batch.counted
-        places = np.full(batch.inputs.shape[0] * batch.inputs.shape[1], size, dtype=np.int32)
-        places[batch.positions[:real]] = np.arange(real, dtype=np.int32)
-        arrays = (batch.positions, batch.targets, batch.weights, batch.answers, places)
-        return cls(to_mlx(batch.inputs), *map(mx.array, arrays))
 
 
 class Written:
@@ -72,37 +49,20 @@ class Written:
             }
         )
         self._run_gradients = _compile(self._gradients, compiled)
-        self._run_losses = _compile(self._losses, compiled)
 
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        given = _Inputs.of(batch)
         loss, gradient = self._run_gradients(
-            vector, given.inputs, given.positions, given.targets, given.weights, given.places
+            vector, batch.inputs, batch.positions, batch.targets, batch.weights, batch.places
         )
         return loss, gradient
 
-    def losses(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        given = _Inputs.of(batch)
-        completion, every = self._run_losses(
-            vector, given.inputs, given.positions, given.targets, given.weights, given.answers
-        )
-        return completion, every
-
-    def _losses(
-        self,
-        vector: mx.array,
-        inputs: mx.array,
-        positions: mx.array,
-        targets: mx.array,
-        weights: mx.array,
-        answers: mx.array,
-    ) -> tuple[mx.array, mx.array]:
-        state, shape = self._start(inputs)
+        state, shape = self._start(batch.inputs)
         for layer, adapters, mask in self._each(vector, state, shape, dropout=0.0):
             state, _ = layer.forward(state, shape, mask, adapters)
-        return _both_losses(self._upper, state[positions], targets, weights, answers)
+        return _both_losses(self._upper, state, batch)
 
     def _gradients(
         self,
@@ -171,21 +131,11 @@ class Automatic:
     def __init__(self, upper: Upper, layout: Layout, *, compiled: bool = False) -> None:
         self._upper, self._layout = upper, layout
         self._run_gradients = _compile(self._gradients, compiled)
-        self._run_losses = _compile(self._losses, compiled)
 
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        given = _Inputs.of(batch)
-        loss, gradient = self._run_gradients(vector, given.inputs, given.positions, given.targets, given.weights)
+        loss, gradient = self._run_gradients(vector, batch.inputs, batch.positions, batch.targets, batch.weights)
         return loss, gradient
-
-    def losses(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-        """See Model."""
-        given = _Inputs.of(batch)
-        completion, every = self._run_losses(
-            vector, given.inputs, given.positions, given.targets, given.weights, given.answers
-        )
-        return completion, every
 
     def _gradients(
         self, vector: mx.array, inputs: mx.array, positions: mx.array, targets: mx.array, weights: mx.array
@@ -198,18 +148,10 @@ class Automatic:
         loss, gradients = mx.value_and_grad(summed)(self._layout.split(vector))
         return loss, self._layout.join(gradients).astype(mx.float32)
 
-    def _losses(
-        self,
-        vector: mx.array,
-        inputs: mx.array,
-        positions: mx.array,
-        targets: mx.array,
-        weights: mx.array,
-        answers: mx.array,
-    ) -> tuple[mx.array, mx.array]:
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+        """See Model."""
         self._upper.eval()
-        states = self._hidden(self._layout.split(vector), inputs)
-        return _both_losses(self._upper, states[positions], targets, weights, answers)
+        return _both_losses(self._upper, self._hidden(self._layout.split(vector), batch.inputs), batch)
 
     def _hidden(self, arrays: Mapping[str, mx.array], inputs: mx.array) -> mx.array:
         self._upper.update(tree_unflatten(list(arrays.items())))
@@ -218,7 +160,7 @@ class Automatic:
 
 
 def _compile(run: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
-    """On a GPU a third of the time goes into issuing operations one by one; a compiled graph is issued by MLX alone."""
+    """Issuing operations one by one takes longer than a GPU needs for them; a compiled graph's MLX issues by itself."""
     if not compiled:
         return run
     result: Callable[..., Any] = mx.compile(run, inputs=mx.random.state, outputs=mx.random.state)
@@ -230,11 +172,9 @@ def _summed_loss(upper: Upper, states: mx.array, targets: mx.array, weights: mx.
     return (nn.losses.cross_entropy(upper.logits(states), targets) * weights).sum()
 
 
-def _both_losses(
-    upper: Upper, states: mx.array, targets: mx.array, weights: mx.array, answers: mx.array
-) -> tuple[mx.array, mx.array]:
-    each = nn.losses.cross_entropy(upper.logits(states), targets)
-    return (each * answers).sum(), (each * weights).sum()
+def _both_losses(upper: Upper, states: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+    each = nn.losses.cross_entropy(upper.logits(states[batch.positions]), batch.targets)
+    return (each * batch.answers).sum(), (each * batch.weights).sum()
 
 
 def _places(layout: Layout, layer: int) -> dict[str, str]:

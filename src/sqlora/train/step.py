@@ -7,12 +7,13 @@ from typing import Any
 
 from sqlora.mlx import mx
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.train.checkpoint import flatten
+from sqlora.train.feed import Ready
 from sqlora.train.gradients import choose_model
 from sqlora.train.layout import Layout
-from sqlora.train.loss import Batch
 from sqlora.train.optimizer import make_optimizer
 from sqlora.train.upper import Upper
 
@@ -22,12 +23,15 @@ class Stepper:
 
     Args:
         upper: with its adapter's layers, whose values are where training starts.
+        group: the ranks that share the work; each calls the same methods, with batches of its own.
         compiled: compute a graph a shape, so batches had better have few; pays on a GPU.
     """
 
-    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams, *, compiled: bool = False) -> None:
+    def __init__(
+        self, upper: Upper, lora: LoraParams, params: TrainParams, group: Group = ALONE, *, compiled: bool = False
+    ) -> None:
         start = flatten(upper.adapter())
-        self.compiled, self._layout = compiled, Layout(start)
+        self.compiled, self._layout, self._group = compiled, Layout(start), group
         self._vector = self._layout.join(start)
         self._model = choose_model(upper, self._layout, lora, compiled=compiled)
         self._norm = params.max_gradient_norm
@@ -45,18 +49,19 @@ class Stepper:
         self.optimizer.state = state
         mx.eval(self._vector, self.optimizer.state)
 
-    def step(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
+    def step(self, batches: Sequence[Ready], counted: int | None = None) -> tuple[mx.array, mx.array]:
         """Add up the gradients of the batches, weighted by their counted tokens, and update the adapter.
+
+        Args:
+            batches: of this rank; may be none if there are others.
+            counted: tokens of all ranks' batches together; of these batches, if it is left out.
 
         Returns:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
-        counted = sum(batch.counted for batch in batches)
-        loss, gradient = self._model.gradients(self._vector, batches[0])
-        for batch in batches[1:]:
-            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
-            more, next_gradient = self._model.gradients(self._vector, batch)
-            loss, gradient = loss + more, gradient + next_gradient
+        counted = sum(batch.counted for batch in batches) if counted is None else counted
+        loss, gradient = self._summed(batches)
+        loss, gradient = self._group.add_up(loss, gradient)
         gradient = gradient * (1 / counted)
         norm = mx.sqrt(mx.square(gradient).sum())
         if self._norm is not None:
@@ -67,15 +72,18 @@ class Stepper:
         mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
-    def losses(self, batch: Batch) -> tuple[mx.array, mx.array]:
+    def _summed(self, batches: Sequence[Ready]) -> tuple[mx.array, mx.array]:
+        if not batches:
+            return mx.zeros(()), mx.zeros(self._layout.size)
+        loss, gradient = self._model.gradients(self._vector, batches[0])
+        for batch in batches[1:]:
+            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
+            more, next_gradient = self._model.gradients(self._vector, batch)
+            loss, gradient = loss + more, gradient + next_gradient
+        return loss, gradient
+
+    def losses(self, batch: Ready) -> mx.array:
         """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`, not computed yet."""
-        completion, every = self._model.losses(self._vector, batch)
-        mx.async_eval(completion, every)
-        return completion, every
-
-
-def number(value: mx.array) -> float:
-    """The number that an array of one element holds."""
-    one = value.item()
-    assert isinstance(one, float)
-    return one
+        both = mx.stack(list(self._model.losses(self._vector, batch)))
+        mx.async_eval(both)
+        return both

@@ -151,12 +151,6 @@ def state_dtype(config: dict[str, Any]) -> str:
     return {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}[config["torch_dtype"]]
 
 
-def to_mlx(array: NDArray[np.generic]) -> mx.array:
-    """States as they were stored; uint16 is bfloat16."""
-    result = mx.array(array)
-    return result.view(mx.bfloat16) if array.dtype == np.uint16 else result
-
-
 def _numpy(state: mx.array) -> NDArray[np.generic]:
     return np.asarray(state.view(mx.uint16) if state.dtype == mx.bfloat16 else state)
 
