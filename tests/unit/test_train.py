@@ -508,7 +508,7 @@ def test_a_second_run_of_the_same_inputs_is_refused(
     from filelock import FileLock
 
     run(model_folder, iterations=2)
-    monkeypatch.setattr("sqlora.train.run._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("sqlora.train.inputs.LOCK_SECONDS", 0.1)
     (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
     with FileLock(folder / "lock"), pytest.raises(SqloraError, match="another training of the same inputs"):
         run(model_folder, iterations=2)

@@ -12,12 +12,12 @@ from time import perf_counter
 from sqlora.mlx import mx
 
 from filelock import Timeout
-from mlx_lm.utils import load_model
 
 from sqlora.distributed.group import ALONE, Group
 from sqlora.distributed.rank import watching_together
 from sqlora.errors import SqloraError
 from sqlora.memory import peak_memory
+from sqlora.model import load_lazily
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
@@ -73,7 +73,7 @@ def train_adapter(
             the same inputs that goes on.
         KeyboardInterrupt: the run was asked to end; it has saved a checkpoint.
     """
-    base, config = load_model(model, lazy=True)
+    base, config = load_lazily(model)
     layers = len(base.layers)
     if lora.layers > layers:
         raise SqloraError(

@@ -10,9 +10,9 @@ from sqlora.mlx import mx, nn
 
 import numpy as np
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
+from sqlora.model import load_lazily
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
 from sqlora.train.layer import Layer, make_mask, supports
@@ -97,7 +97,7 @@ def fill_store(
     with progress("frozen layers", total=total, unit="example-layer") as bar:
         for wave in _waves(missing, buckets):
             batches = list(_batches(wave, buckets))
-            model, _ = load_model(folder, lazy=True)
+            model, _ = load_lazily(folder)
             states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
             mx.eval(states)
             layers, args = model.model.layers, model.args
