@@ -53,8 +53,8 @@ class Running:
 
 
 @pytest.fixture
-def running(model_folder: Path, tmp_path: Path) -> Iterator[Running]:
-    running = Running(TrainProject(tmp_path / "project", model_folder))
+def running(model_folder: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
+    running = Running(TrainProject(tmp_path / "project", model_folder), **getattr(request, "param", {}))
     yield running
     for process in running.all:
         if process.is_running():
@@ -114,6 +114,10 @@ def test_ctrl_c_saves_and_another_number_of_workers_goes_on(
         assert row[:3] == pytest.approx(after[iteration][:3], abs=1e-3)
 
 
+endless = pytest.mark.parametrize("running", [{"iterations": 50_000}], indirect=True, ids=["endless"])
+
+
+@endless
 def test_a_killed_launcher_takes_the_ranks_along(running: Running) -> None:
     running.launcher.kill()
     status, said = running.end()
@@ -121,6 +125,7 @@ def test_a_killed_launcher_takes_the_ranks_along(running: Running) -> None:
     assert "mlx.launch: found its end by SIGKILL" in " ".join(said.split())
 
 
+@endless
 def test_a_killed_stage_takes_launcher_and_ranks_along(running: Running) -> None:
     running.stage.kill()
     running.stage.wait()
