@@ -106,7 +106,9 @@ def test_one_worker_starts_nothing() -> None:
 def test_ports_in_use_are_left_alone() -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
-        assert not launch._free(taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        assert not launch._free(port)
+        assert launch.free_ports(2, port - 1) != port - 1
     first = launch.free_ports(3)
     assert all(launch._free(port) for port in range(first, first + 3))
 
