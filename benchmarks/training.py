@@ -146,6 +146,7 @@ def ours(
         early_stopping=None,
         states_gb=20.0,
         seed=1,
+        force=False,
     )
     started = time.perf_counter()
     trained = train_adapter(model, train, valid, lora, params, report=lambda _: None)

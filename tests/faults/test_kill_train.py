@@ -40,6 +40,7 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    force=False,
 )
 KILLS = 20
 

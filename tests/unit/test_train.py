@@ -52,6 +52,7 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    force=False,
 )
 Arrays = dict[str, np.ndarray]
 

@@ -22,6 +22,7 @@ class TrainParams:
     early_stopping: end after so many validations without a better one; null never.
     states_gb: disk space for stored states of the frozen layers, in GB (1e9 bytes); 0 stores none.
     seed: of the adapter's initial values, the order of examples and dropout.
+    force: train even if the memory that is predicted is more than the machine has.
     """
 
     batch_size: Annotated[int, Range(least=1)]
@@ -42,3 +43,4 @@ class TrainParams:
     early_stopping: Annotated[int, Range(least=1)] | None
     states_gb: Annotated[float, Range(least=0)]
     seed: Annotated[int, Range(least=0, most=2**32 - 1)]
+    force: bool

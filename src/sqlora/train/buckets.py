@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from random import Random
 
@@ -11,6 +11,7 @@ import numpy as np
 
 MOST_PADDING = 0.04
 _MOST_BUCKETS = 24
+_VALIDATION_TOKENS = 1_024
 
 
 def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING) -> tuple[int, ...]:
@@ -77,6 +78,19 @@ def _epoch(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def validation_batches(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
+    by_bucket: dict[int, list[int]] = {}
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        by_bucket.setdefault(bucket_of(lengths[index], buckets), []).append(index)
+    for length, indices in by_bucket.items():
+        rows = max(batch_size, _VALIDATION_TOKENS // length)
+        for start in range(0, len(indices), rows):
+            yield indices[start : start + rows], length
 
 
 def used_examples(steps: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:

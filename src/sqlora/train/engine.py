@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,10 @@ from sqlora.memory import peak_memory
 from sqlora.params.train import TrainParams
 from sqlora.progress import progress
 from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import batch_indices, bucket_of
+from sqlora.train.buckets import batch_indices, bucket_of, validation_batches
 from sqlora.train.checkpoint import Checkpoint, flatten, load_latest, save
 from sqlora.train.loss import Batch, Fetch, make_batch
 from sqlora.train.step import Stepper, number
-
-_VALIDATION_TOKENS = 1_024
 
 
 @dataclass(frozen=True)
@@ -186,7 +184,8 @@ class Engine:
     def _validate(self, step: int) -> None:
         started = time.perf_counter()
         sums, counts = [0.0, 0.0], [0, 0]
-        for chosen, length in self._validation_batches():
+        lengths = [len(example.tokens) - 1 for example in self.valid.examples]
+        for chosen, length in validation_batches(lengths, self.valid.buckets, self.params.batch_size):
             batch = make_batch(self.valid.examples, chosen, self.valid.fetch, length=length, kind="all")
             for which, value in enumerate(self.stepper.losses(batch)):
                 sums[which] += value
@@ -211,17 +210,6 @@ class Engine:
         self._report(completion, every)
 
     validation_seconds = 0.0
-
-    def _validation_batches(self) -> Iterator[tuple[list[int], int]]:
-        """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
-        lengths = [len(example.tokens) - 1 for example in self.valid.examples]
-        by_bucket: dict[int, list[int]] = {}
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-            by_bucket.setdefault(bucket_of(lengths[index], self.valid.buckets), []).append(index)
-        for length, indices in by_bucket.items():
-            rows = max(self.params.batch_size, _VALIDATION_TOKENS // length)
-            for start in range(0, len(indices), rows):
-                yield indices[start : start + rows], length
 
     def _report(self, completion: float | None, every: float | None) -> None:
         counted = sum(count for _, count in self._since)

@@ -86,7 +86,8 @@ def train_adapter(
             "prompts": [example.prompt_tokens for example in train],
             "valid": [key_of(example.tokens) for example in valid],
             "lora": asdict(lora),
-            "params": asdict(params),
+            # Whether memory was checked does not change what is learnt.
+            "params": {key: value for key, value in asdict(params).items() if key != "force"},
             "device": str(mx.default_device()),
             "mlx": metadata.version("mlx"),
             "engine": _ENGINE,
