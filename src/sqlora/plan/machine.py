@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,11 +38,7 @@ def this_machine() -> Machine:
 
 def available_memory() -> int:
     """Bytes of memory that a new process could use without pushing others out."""
-    available = _system_available()
-    for limit, used in ((_cgroup("memory.max"), _cgroup("memory.current")), (_old("limit"), _old("usage"))):
-        if limit is not None and used is not None:
-            available = min(available, max(0, limit - used + _reclaimable()))
-    return available
+    return min([_system_available(), *_groups()])
 
 
 def resident_memory() -> int:
@@ -56,7 +53,7 @@ def resident_memory() -> int:
 
 
 def outside_memory() -> int:
-    """Bytes of this process beside MLX's arrays, measured after a product that has loaded the BLAS's code and buffers."""
+    """Bytes of this process beside MLX's arrays, after a product that has loaded the BLAS's code and buffers."""
     a = mx.random.normal((1024, 1024), key=mx.random.key(0))
     mx.eval(a @ a)
     del a
@@ -74,35 +71,29 @@ def _system_available() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _cgroup(name: str) -> int | None:
-    """A number of this process's control group, version 2; None where there is none or no limit."""
+def _groups() -> Iterator[int]:
+    """What the control groups that this process may be in leave of their limits, of version 2 and of version 1."""
+    root = Path("/sys/fs/cgroup")
+    names = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
     try:
-        group = next(
-            line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"
-        )
-        for folder in (Path("/sys/fs/cgroup") / group.lstrip("/"), Path("/sys/fs/cgroup")):
-            if (folder / name).is_file():
-                return int((folder / name).read_text())
-    except (OSError, ValueError, StopIteration):
-        pass
-    return None
-
-
-def _old(what: str) -> int | None:
-    """The same of version 1; its largest number stands for no limit."""
-    try:
-        value = int(Path(f"/sys/fs/cgroup/memory/memory.{what}_in_bytes").read_text())
-    except (OSError, ValueError):
-        return None
-    return value if value < 2**60 else None
-
-
-def _reclaimable() -> int:
-    """Bytes of files in a control group's memory, which go when memory is short."""
-    for path in (Path("/sys/fs/cgroup/memory.stat"), Path("/sys/fs/cgroup/memory/memory.stat")):
-        try:
-            fields = dict(line.split() for line in path.read_text().splitlines())
-            return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
-        except (OSError, ValueError):
+        lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        if controllers not in names:
             continue
-    return 0
+        most, used = names[controllers]
+        # Inside a container its own group is what is mounted, whatever the path says.
+        for folder in {root / controllers / path.lstrip("/"), root / controllers}:
+            try:
+                limit = int((folder / most).read_text())
+                taken = int((folder / used).read_text()) - _reclaimable(folder)
+            except (OSError, ValueError):  # not there, or `max`
+                continue
+            yield max(0, limit - taken)
+
+
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files in a control group's memory, which go when memory is short."""
+    fields = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    return int(fields.get("inactive_file", 0)) + int(fields.get("active_file", 0))
