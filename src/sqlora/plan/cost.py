@@ -54,14 +54,18 @@ def disk(shape: Shape, lora: LoraParams, params: TrainParams, work: Work) -> dic
 def seconds(shape: Shape, lora: LoraParams, params: TrainParams, work: Work, speed: Speed) -> float:
     """An estimate of the train stage's time, without loading and compilation."""
     batches = params.iterations * params.gradient_accumulation
-    trained = lora.layers if params.states_gb else shape.layers
     # Half of a layer's work is the way forth; checkpointing repeats it.
-    layer = speed.layer * (1.5 if params.gradient_checkpointing else 1.0)
-    steps = batches * (trained * layer * work.mean_tokens + speed.rest)
-    frozen = work.state_tokens * (shape.layers - trained) * speed.layer / 2
+    forth = speed.layer / 2
+    layer = speed.layer + forth * params.gradient_checkpointing
+    below = shape.layers - lora.layers
     checks = 1 + math.ceil(params.iterations / params.validate_every)
+    steps = batches * (lora.layers * layer * work.mean_tokens + speed.rest)
     head = 2 * shape.hidden * shape.vocab / speed.flops
-    validation = checks * work.valid_tokens * (trained * speed.layer / 2 + head)
+    validation = checks * work.valid_tokens * (lora.layers * forth + head)
+    if params.states_gb:
+        frozen = work.state_tokens * below * forth
+    else:
+        frozen = (batches * work.mean_tokens + checks * work.valid_tokens) * below * forth
     return steps + frozen + validation
 
 

@@ -175,7 +175,7 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
 def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, frozen: int, device: str) -> Arrays:
     tokens = load.rows * load.length
     state, masks, rest = _kept(shape, lora, load)
-    layers = shape.layers if not params.states_gb else lora.layers
+    layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
     inputs = state if frozen else tokens * 4
     if params.gradient_checkpointing:
         kept, again = layers * (state + masks), rest  # one layer's inner values at a time
