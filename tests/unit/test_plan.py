@@ -29,8 +29,8 @@ from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
-from sqlora.train.loss import Batch
 from sqlora.train.lora import add_lora
+from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
@@ -157,7 +157,7 @@ def test_a_runs_batches_are_known() -> None:
         ({}, {"layers": 4}, {"gradient_checkpointing": True}, 120),
         ({}, {"targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
         ({}, {"dropout": 0.1}, {}, 120),
-        ({"quantization": {"group_size": 64, "bits": 4}}, {}, {}, 120),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 120),
         ({"tie_word_embeddings": True}, {}, {}, 600),
         ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
     ],
@@ -256,7 +256,7 @@ def test_memory_grows_with_what_the_readme_says() -> None:
 def test_this_machine_has_some_memory() -> None:
     found = this_machine()
     assert found.device in ("cpu", "cuda", "metal")
-    assert 10**8 < found.memory
+    assert found.memory > 10**8
     assert 10**7 < outside_memory() < 10**11
 
 
@@ -398,7 +398,7 @@ def test_a_plan_needs_a_shape(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     start, end = text.index("  source:\n"), text.index("  checksum: md5")
     (project / "params.yaml").write_text(text[:start] + "  source: /my/model.tar\n" + text[end:])
-    with pytest.raises(SqloraError, match="whose shape is not known, and no artifacts/model.*--shape"):
+    with pytest.raises(SqloraError, match=r"whose shape is not known, and no artifacts/model.*--shape"):
         plan(project)
     assert plan(project, shape="mistral-7b") == 0
     with pytest.raises(SqloraError, match=r"lora\.layers: 16; expected at most 8"):
