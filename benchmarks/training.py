@@ -121,8 +121,10 @@ def ours(
     from sqlora.memory import peak_memory
     from sqlora.params.lora import LoraParams
     from sqlora.params.train import TrainParams
+    from sqlora.plan.check import expect
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
+    from sqlora.train.data import read_config
     from sqlora.train.run import train_adapter
 
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
@@ -146,8 +148,9 @@ def ours(
         early_stopping=None,
         states_gb=20.0,
         seed=1,
-        force=False,
+        force=True,
     )
+    expect(read_config(model), train, valid, lora, params)  # as the stage: it sets MLX's memory limit
     started = time.perf_counter()
     trained = train_adapter(model, train, valid, lora, params, report=lambda _: None)
     seconds = time.perf_counter() - started

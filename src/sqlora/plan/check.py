@@ -76,13 +76,13 @@ def _refusal(
         work = work_of(*sizes, changed)
         found = predict(shape, other, changed, work, device=machine.device, outside=prediction.outside)
         if found.peak <= machine.memory:
-            fitting = _changes(lora, params, other, changed) + f" ({found.peak / 1e9:.1f} GB)"
+            fitting = _changes(lora, params, other, changed) + f" ({found.peak / 1e9:.2f} GB)"
             break
     advice = f"Set {fitting}" if fitting else "Take a smaller or a quantized base model (convert.quantize 4)"
     return SqloraError(
         "params.yaml",
-        found=f"settings that need {prediction.peak / 1e9:.1f} GB of memory, most of it for {prediction.largest}",
-        expected=f"at most {machine.memory / 1e9:.1f} GB, what {machine.name} has for it",
+        found=f"settings that need {prediction.peak / 1e9:.2f} GB of memory, most of it for {prediction.largest}",
+        expected=f"at most {machine.memory / 1e9:.2f} GB, what {machine.name} has for it",
         next_step=f"{advice}; `python -m sqlora plan` lists more. `train.force: true` tries it all the same.",
     )
 
