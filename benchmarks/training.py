@@ -136,8 +136,10 @@ def ours(
     from sqlora.distributed.rank import joined
     from sqlora.params.lora import LoraParams
     from sqlora.params.train import TrainParams
+    from sqlora.plan.check import expect
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
+    from sqlora.train.data import read_config
     from sqlora.train.run import train_adapter
 
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
@@ -164,9 +166,11 @@ def ours(
         workers=1,
         hostfile=None,
         backend="auto",
+        force=True,
     )
     with joined() as group:
         group.barrier()
+        expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit
         started = time.perf_counter()
         trained = train_adapter(model, train, valid, lora, params, report=lambda _: None, group=group)
         seconds = time.perf_counter() - started

@@ -15,6 +15,7 @@ from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.plan.check import expect
 from sqlora.publish import publish_file, publish_folder
 from sqlora.stage import run_stage
 from sqlora.tokenizer import Tokenizer
@@ -36,6 +37,8 @@ def main(
         train_examples, valid_examples = (encode(path, tokenizer, config) for path in (examples, valid))
         trainable = count_lora_parameters(config, layers=lora.layers, rank=lora.rank, targets=lora.targets)
         print(f"{trainable:,} trainable parameters beside {count_parameters(config):,} of the base model")
+        expected = expect(config, train_examples, valid_examples, lora, train, group)
+        print(expected)
         loss.parent.mkdir(parents=True, exist_ok=True)
         with open(loss if group.rank == 0 else os.devnull, "w", newline="") as handle:
             writer = csv.DictWriter(handle, [field.name for field in fields(Report)], lineterminator="\n")
@@ -52,6 +55,7 @@ def main(
             mx.save_safetensors(str(folder / "adapters.safetensors"), trained.adapter, metadata={"format": "mlx"})
             (folder / "adapter_config.json").write_text(json.dumps(adapter_config(lora), indent=2) + "\n")
             summary = summarise(trained) | {
+                "predicted_peak_memory_gb": round(expected.peak / 1e9, 3),
                 "trainable_parameters": trainable,
                 "total_parameters": count_parameters(config),
             }

@@ -33,6 +33,13 @@ def main() -> int:
     importer.add_argument("--seed", type=int, default=1, help="of the choice of tables for each part (1)")
     importer.add_argument("--text", action="append", default=[], metavar="COLUMN", help="text, whatever it looks like")
     importer.add_argument("--delimiter", choices=["comma", "semicolon", "tab"], help="found out if not given")
+    planner = commands.add_parser("plan", help="predict memory, disk and time of training, and of other settings")
+    planner.add_argument("--model", type=Path, metavar="DIR", help="a converted model (what model.source names)")
+    planner.add_argument("--shape", metavar="NAME", help="mistral-7b, smollm2-135m or demo, without a model")
+    planner.add_argument("--params", type=Path, metavar="FILE", help="instead of params.yaml")
+    planner.add_argument("--memory", type=float, metavar="GB", help="of another machine, for a run")
+    planner.add_argument("--device", choices=["cpu", "cuda", "metal"], help="of another machine")
+    planner.add_argument("--json", action="store_true", help="print everything as JSON")
     verifier = commands.add_parser("verify", help="hash artifacts and DVC's cache again and name what is damaged")
     verifier.add_argument("--remote", action="store_true", help="the default remote as well")
     verifier.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -58,6 +65,18 @@ def main() -> int:
         from sqlora.import_csv.command import run as run_import
 
         return run_import(arguments)
+    elif arguments.command == "plan":
+        from sqlora.plan.command import run as run_plan
+
+        return run_plan(
+            Path(),
+            model=arguments.model,
+            shape=arguments.shape,
+            params=arguments.params,
+            memory_gb=arguments.memory,
+            device=arguments.device,
+            as_json=arguments.json,
+        )
     elif arguments.command == "verify":
         from sqlora.verify.command import run as run_verify
 

@@ -43,6 +43,7 @@ TRAIN = TrainParams(
     workers=1,
     hostfile=None,
     backend="auto",
+    force=False,
 )
 KILLS = 20
 

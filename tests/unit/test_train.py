@@ -56,6 +56,7 @@ TRAIN = TrainParams(
     workers=1,
     hostfile=None,
     backend="auto",
+    force=False,
 )
 Arrays = dict[str, np.ndarray]
 

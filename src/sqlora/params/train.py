@@ -24,6 +24,7 @@ class TrainParams:
     seed: of the adapter's initial values, the order of examples and dropout.
     workers: processes of this machine that share each step; hostfile: of mlx.launch, for several machines, or null;
     backend: of mlx.distributed; auto is nccl on CUDA and ring elsewhere, unless the hostfile names one.
+    force: train even if the memory that is predicted is more than the machine has.
     """
 
     batch_size: Annotated[int, Range(least=1)]
@@ -47,3 +48,4 @@ class TrainParams:
     workers: Annotated[int, Range(least=1)]
     hostfile: str | None
     backend: Annotated[str, OneOf(("auto", "ring", "mpi", "nccl"))]
+    force: bool

@@ -98,8 +98,10 @@ class Engine:
         self.counted: dict[int, int] = {}
         if stepper.compiled:  # a graph a shape, so every batch of a bucket is filled up to one
             self.rows = most_rows(params.batch_size, params.gradient_accumulation, group.size)
-            self.counted = most_counted(train.examples, train.buckets, self.rows, params.loss)
-        self.feed = Feed(self._gather, params.iterations, train.step_bytes(params))
+            counts = [len(one.tokens) - 1 - counted_from(one, params.loss) for one in train.examples]
+            self.counted = most_counted(list(zip(self.lengths, counts, strict=True)), train.buckets, self.rows)
+        step_bytes = params.gradient_accumulation * params.batch_size * train.buckets[-1] * train.token_bytes
+        self.feed = Feed(self._gather, params.iterations, step_bytes)
         self._since: list[tuple[float, int]] = []  # since the last report: loss, counted tokens
         self._tokens, self._seconds = 0, 0.0
 

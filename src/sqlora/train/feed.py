@@ -58,6 +58,11 @@ class StepData:
     chosen: list[int]
 
 
+def steps_together(step_bytes: int) -> int:
+    """How many steps of about that size are transferred at once."""
+    return min(_MOST_STEPS, max(1, TRANSFER_BYTES // step_bytes))
+
+
 Gather = Callable[[int], tuple[list[Batch], list[int]]]
 
 
@@ -72,7 +77,7 @@ class Feed:
 
     def __init__(self, gather: Gather, steps: int, step_bytes: int) -> None:
         self._gather, self._steps = gather, steps
-        self._together = min(_MOST_STEPS, max(1, TRANSFER_BYTES // step_bytes))
+        self._together = steps_together(step_bytes)
         self._background = ThreadPoolExecutor(max_workers=1)
         self._next: tuple[int, Future[_Packed]] | None = None
         self._ready: tuple[int, list[StepData]] = (-1, [])

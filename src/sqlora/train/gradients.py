@@ -95,6 +95,10 @@ class Written:
                 keep = layer.forward(again, shape, mask, adapters, masks[number])[1]
             below, factors = layer.backward(gradient, keep, shape, mask, adapters, need_input=number > 0)
             gradient = gradient if below is None else below
+            if self._upper.checkpointing and below is not None:
+                # MLX would compute the factors' gradients last and keep what they need of every layer until then.
+                needed = [part for pair in factors.values() for part in pair]
+                gradient = mx.depends([gradient], needed)[0]
             for name, (a, b) in factors.items():
                 place = self._places[number][name]
                 found[f"{place}.lora_a"], found[f"{place}.lora_b"] = a, b

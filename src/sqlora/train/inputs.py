@@ -20,15 +20,13 @@ from sqlora.errors import SqloraError
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
-from sqlora.train.buckets import MOST_PADDING, choose_lengths, used_examples
+from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
 from sqlora.train.shared_pass import fill_together
 from sqlora.train.states import ROOT, StateStore, key_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
-# Padding costs little here, and a GPU takes a tenth of a second to get ready for each new shape.
-_FROZEN_PADDING = 0.1
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
 
@@ -77,7 +75,7 @@ def prepare_inputs(
         used = used_by(group.disk, group.size, *plan)
     wanted = [example.tokens[:-1] for example in (*(train[index] for index in used), *valid)]
     width, dtype = config["hidden_size"], state_dtype(config)
-    lengths = lengths_of([*train, *valid], most_padding=_FROZEN_PADDING)
+    lengths = lengths_of([*train, *valid], most_padding=FROZEN_PADDING)
     # The lengths belong to the name: padded to others, states differ in their last bits.
     name = checkpoint.fingerprint(
         {"model": weights, "frozen": frozen, "buckets": list(lengths), "device": str(mx.default_device())}

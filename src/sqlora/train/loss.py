@@ -86,15 +86,18 @@ def make_batch(
     )
 
 
-def most_counted(examples: Sequence[Encoded], buckets: Sequence[int], batch_size: int, kind: str) -> dict[int, int]:
-    """For each bucket the most tokens that a batch of it can count: one shape a bucket."""
+def most_counted(sizes: Sequence[tuple[int, int]], buckets: Sequence[int], rows: int) -> dict[int, int]:
+    """For each bucket the most tokens that a batch of so many rows can count: one shape a bucket.
+
+    Args:
+        sizes: length and counted tokens of each example.
+    """
     by_bucket: dict[int, list[int]] = {bucket: [] for bucket in buckets}
-    for example in examples:
-        last = len(example.tokens) - 1
-        by_bucket[bucket_of(last, buckets)].append(last - counted_from(example, kind))
+    for length, counted in sizes:
+        by_bucket[bucket_of(length, buckets)].append(counted)
     most: dict[int, int] = {}
     largest: list[int] = []  # of this bucket and those below, whose left-overs a batch may begin with
     for bucket, counts in by_bucket.items():
-        largest = sorted(counts + largest, reverse=True)[:batch_size]
+        largest = sorted(counts + largest, reverse=True)[:rows]
         most[bucket] = sum(largest)
     return most

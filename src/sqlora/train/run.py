@@ -22,6 +22,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train.buckets import VALIDATION_PADDING
 from sqlora.train.engine import Engine, Interrupted, Report
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
@@ -32,10 +33,8 @@ from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
 _ENGINE = 2  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
-# Padding costs little here, and a GPU takes a tenth of a second to get ready for each new shape.
-_VALIDATION_PADDING = 0.15
-# Of the section `train`: where and with how many processes a run takes place, which changes no result.
-_LAUNCH = ("workers", "hostfile", "backend")
+# Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
+_LAUNCH = ("workers", "hostfile", "backend", "force")
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def train_adapter(
                 Data(
                     valid,
                     inputs.fetcher(valid),
-                    lengths_of(valid, most_padding=_VALIDATION_PADDING),
+                    lengths_of(valid, most_padding=VALIDATION_PADDING),
                     inputs.token_bytes,
                 ),
                 params,

@@ -19,8 +19,8 @@ from sqlora.train.layer import Layer, make_mask, supports
 from sqlora.train.states import StateStore, key_of
 
 # Of one wave through the frozen layers, at least: its states are in memory together.
-_WAVE_TOKENS = 131_072
-_BATCH_TOKENS = 2_048
+WAVE_TOKENS = 131_072
+BATCH_TOKENS = 2_048
 
 
 class Upper(nn.Module):
@@ -163,7 +163,7 @@ def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
     tokens = 0
     for item in items:
         length = bucket_of(len(item[1]), buckets)
-        if wave and tokens + length > _WAVE_TOKENS:
+        if wave and tokens + length > WAVE_TOKENS:
             yield wave
             wave, tokens = [], 0
         wave.append(item)
@@ -176,7 +176,7 @@ def _batches(wave: list[Item], buckets: Sequence[int]) -> Iterator[tuple[list[It
     for item in wave:
         by_bucket.setdefault(bucket_of(len(item[1]), buckets), []).append(item)
     for length, items in by_bucket.items():
-        rows = max(1, _BATCH_TOKENS // length)
+        rows = max(1, BATCH_TOKENS // length)
         for start in range(0, len(items), rows):
             chosen = items[start : start + rows]
             tokens = np.zeros((rows, length), dtype=np.int32)  # always this shape, whatever is left

@@ -11,15 +11,11 @@ from sqlora.mlx import mx
 import numpy as np
 
 from sqlora.distributed.group import Group
-from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import bucket_of
+from sqlora.train.buckets import validation_batches
 from sqlora.train.feed import TRANSFER_BYTES, transfer
 from sqlora.train.loss import Fetch, make_batch
 from sqlora.train.step import Stepper
-
-# Nothing is kept for a way back, so more examples go at once than in training.
-_TOKENS = 1_024
 
 
 @dataclass(frozen=True)
@@ -33,25 +29,11 @@ class Data:
     buckets: Sequence[int]
     token_bytes: int
 
-    def step_bytes(self, params: TrainParams) -> int:
-        """At most what a step's inputs take."""
-        return params.batch_size * params.gradient_accumulation * self.buckets[-1] * self.token_bytes
-
 
 def validation_losses(stepper: Stepper, data: Data, batch_size: int, group: Group) -> tuple[float, float]:
-    """Mean loss of a token of a completion, and of any token, in nats; the ranks share the work.
-
-    Every rank takes every n-th example, sorted by length, so that all have about as much to do.
-    """
+    """Mean loss of a token of a completion, and of any token, in nats; the ranks share the work."""
     lengths = [len(example.tokens) - 1 for example in data.examples]
-    by_bucket: dict[int, list[int]] = {}
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for index in order[group.rank :: group.size]:
-        by_bucket.setdefault(bucket_of(lengths[index], data.buckets), []).append(index)
-    planned: list[tuple[list[int], int]] = []
-    for length, indices in by_bucket.items():
-        rows = max(batch_size, _TOKENS // length)
-        planned += [(indices[start : start + rows], length) for start in range(0, len(indices), rows)]
+    planned = list(validation_batches(lengths, data.buckets, batch_size, group.rank, group.size))
     losses: list[mx.array] = []
     counts = [0, 0]
     for one, other in pairwise(_bounds([len(rows) * length * data.token_bytes for rows, length in planned])):

@@ -1,0 +1,233 @@
+"""Peak memory of a training run, from first principles: which arrays live at the same time, and why.
+
+A phase of a run has moments at which most is alive. Each moment is written down as a list of arrays; the largest sum is
+the run's live memory. What each array is for is said where it is listed; names are those of sqlora.train.layer and
+sqlora.train.gradients, whose arrays these are. T is rows x length of a batch, H the model's width, Q and V the width of
+all query and of all key heads, I the MLP's inner width, A = rows x heads x length x length the attention's weights.
+
+MLX evaluates lazily and frees an array when its last user has run; on a GPU (and on the CPU's stream) the host issues
+operations ahead of the device, and what these free stays until the device is through. The engine therefore sets MLX's
+memory limit `ROOM` above the live memory: beyond it MLX waits for the device instead of issuing more. The peak of a GPU
+then lies between the live memory and that limit, and the middle is what is predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlora.params.lora import LoraParams
+from sqlora.params.train import TrainParams
+from sqlora.plan.shape import Shape
+from sqlora.plan.work import Load, Work
+from sqlora.train.feed import steps_together
+from sqlora.train.layer import PLAIN_ATTENTION
+from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
+
+ROOM = 0.1  # share of the live memory that operations issued ahead may take
+
+# Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
+# 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
+HOLES = 60_000_000
+
+Arrays = dict[str, int]  # what for -> bytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal; outside: bytes of the process that
+    MLX does not hold, which a CPU's memory includes; mapped: bytes of the states' files that are mapped while training.
+    """
+
+    phases: dict[str, Arrays]
+    device: str
+    outside: int
+    mapped: int
+
+    @property
+    def live(self) -> int:
+        """Bytes that MLX has to hold at least."""
+        return max(sum(arrays.values()) for arrays in self.phases.values())
+
+    @property
+    def limit(self) -> int:
+        """MLX's memory limit for the run, in bytes."""
+        return int(self.live * (1 + ROOM))
+
+    @property
+    def peak(self) -> int:
+        """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
+        if self.device != "cpu":
+            return int(self.live * (1 + ROOM / 2))
+        # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
+        # to as much again (measured: 0.5 to 1). Files are mapped behind the frozen pass.
+        held = max(
+            min(self.limit, sum(arrays.values()) * 7 // 4) + (self.mapped if name != "frozen layers" else 0)
+            for name, arrays in self.phases.items()
+        )
+        return held + HOLES + self.outside
+
+    @property
+    def largest(self) -> str:
+        """The phase that decides."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    def __str__(self) -> str:
+        return f"predicted peak memory: {self.peak / 1e9:.2f} GB, reached in the phase: {self.largest}"
+
+
+def predict(
+    shape: Shape, lora: LoraParams, params: TrainParams, work: Work, *, device: str, outside: int = 0
+) -> Prediction:
+    """The peak memory of a run.
+
+    Args:
+        device: cpu, cuda or metal.
+        outside: bytes that the process has beside MLX's arrays; 0 on a GPU, where they do not count.
+    """
+    frozen = shape.layers - lora.layers if params.states_gb else 0
+    always = _always(shape, lora, frozen)
+    phases = {
+        "training": max(
+            (_training(shape, lora, params, load, work.longest, frozen, device) for load in work.train), key=_total
+        ),
+        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total),
+    }
+    phases = {name: always | arrays for name, arrays in phases.items()}
+    if frozen:
+        phases["frozen layers"] = _frozen_pass(shape, work)
+    mapped = work.state_tokens * shape.hidden * shape.itemsize if frozen and device == "cpu" else 0
+    return Prediction(phases, device, outside, mapped)
+
+
+def adapter_size(shape: Shape, lora: LoraParams) -> int:
+    """Trainable parameters."""
+    return lora.layers * lora.rank * sum(sum(shape.projections[target]) for target in lora.targets)
+
+
+def _total(arrays: Arrays) -> int:
+    return sum(arrays.values())
+
+
+def _always(shape: Shape, lora: LoraParams, frozen: int) -> Arrays:
+    """What is there from the first step to the last."""
+    embeddings = 1 if frozen or shape.tied else 2  # tokens are inputs where no layer is frozen
+    adapter = 4 * adapter_size(shape, lora)
+    return {
+        "weights": (shape.layers - frozen) * shape.layer_bytes
+        + embeddings * shape.embedding_bytes
+        + shape.hidden * shape.itemsize,
+        # The vector, its scales, two moments of Adam, the start values that mlx-lm's layers hold, and the best so far.
+        "adapter and optimizer": 6 * adapter,
+    }
+
+
+def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
+    """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest."""
+    tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
+    # query; key and value; middle; gate and up; x @ a of each adapted projection.
+    width = shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner + lora.rank * len(lora.targets)
+    if "o_proj" in lora.targets:
+        width += shape.queries  # mixed: only its adapter's gradient asks for it, and MLX drops what nobody asks for
+    weights = attention if load.length <= PLAIN_ATTENTION else 0
+    masks = sum(shape.projections[target][0] for target in lora.targets) if lora.dropout else 0
+    if not shape.written:
+        # Automatic differentiation also keeps both norms, projections before rotation and LoRA, and SwiGLU's parts.
+        width += 2 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.inner
+    size = shape.itemsize
+    return tokens * shape.hidden * size, tokens * masks * size, (tokens * width + weights) * size
+
+
+def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
+    """Bytes beside the kept ones while SwiGLU's gradients are computed."""
+    tokens = load.rows * load.length
+    # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more; a CPU has
+    # sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
+    inner = (3 if device == "cpu" else 1) + ("down_proj" in lora.targets)
+    # The gradient that came from above, and the one that goes on below.
+    return (tokens * (inner * shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
+
+
+def _attention_back(shape: Shape, load: Load, device: str) -> int:
+    """The same while the attention's gradients are computed; gate and up are gone by then."""
+    tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
+    matrices = 2  # d_weights and its product with the weights; d_scores takes the place of one
+    if load.length > PLAIN_ATTENTION:
+        # cuDNN has a backward kernel; elsewhere MLX computes plain attention again and its gradients.
+        matrices = 0 if device == "cuda" else 3
+    # The gradient and middle's; d_mixed and its transposed copy; d_value; less gate and up.
+    width = 2 * shape.hidden + 2 * shape.queries + shape.keys - 2 * shape.inner
+    return (tokens * width + matrices * attention + _mask(shape, load)) * shape.itemsize
+
+
+def _mask(shape: Shape, load: Load) -> int:
+    """Numbers in the attention's mask."""
+    return shape.queries // shape.keys * load.length**2 if load.length <= PLAIN_ATTENTION else 0
+
+
+def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
+    """Bytes at the output matrix: logits of the counted positions, in float32 for the loss."""
+    numbers = load.counted * shape.vocab
+    half = numbers * shape.itemsize if shape.itemsize < 4 else 0  # before they become float32, and their gradient
+    # The fused loss of a GPU needs the logits and gives their gradient. A CPU has the logits and the shifted ones; on
+    # the way back the shifted ones, their softmax and the targets' share.
+    matrices = (1 + back) + (device == "cpu")
+    rows = load.counted * shape.hidden * shape.itemsize  # chosen states or their gradient
+    return 4 * numbers * matrices + half + rows
+
+
+def _training(
+    shape: Shape, lora: LoraParams, params: TrainParams, load: Load, longest: int, frozen: int, device: str
+) -> Arrays:
+    state, masks, rest = _kept(shape, lora, load)
+    layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
+    step = params.gradient_accumulation * params.batch_size * longest * (shape.hidden * shape.itemsize if frozen else 4)
+    # Several steps' inputs are transferred at once; on a CPU the next ones are gathered meanwhile, and packed.
+    inputs = step * steps_together(step) * (3 if device == "cpu" else 1)
+    if params.gradient_checkpointing:
+        kept, again = layers * (state + masks), rest  # one layer's inner values at a time
+    else:
+        kept, again = layers * (state + masks + rest), 0
+    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, load, device))
+    head = _head(shape, load, device, back=True) + state  # and the last layer's output
+    adapter = 4 * adapter_size(shape, lora)
+    return {
+        "kept for the way back": kept,
+        "the layer at work": max(head, again + back),
+        "inputs of the next steps": inputs,
+        # Scaled and split for the layers; while batches are added up, the sum so far.
+        "adapter's values and gradient": adapter * (2 + (params.gradient_accumulation > 1)),
+    }
+
+
+def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arrays:
+    tokens = load.rows * load.length
+    rest = _kept(shape, lora, load)[2]
+    # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
+    layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
+    return {
+        "the layer at work": max(_head(shape, load, device, back=False), layer),
+        "adapter's values": 4 * adapter_size(shape, lora),
+    }
+
+
+def _frozen_pass(shape: Shape, work: Work) -> Arrays:
+    """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
+    states, left, busy = 0, WAVE_TOKENS, 0
+    for length, count in work.states:
+        rows = max(1, BATCH_TOKENS // length)
+        taken = min(count, max(1, left // length))
+        left -= taken * length
+        states += -(-taken // rows) * rows * length  # every batch has all its rows
+        tokens, attention = rows * length, rows * shape.heads * length**2 if length <= PLAIN_ATTENTION else 0
+        # In the MLP: middle, normed and the output; gate, up and SwiGLU's value. In the attention: the input, normed
+        # and the weights; query, key and value, the mixed values and their transposed copy.
+        mlp = tokens * (3 * shape.hidden + 3 * shape.inner)
+        mixing = tokens * (2 * shape.hidden + 3 * shape.queries + 2 * shape.keys) + attention
+        busy = max(busy, mlp, mixing)
+        if left <= 0:
+            break
+    return {
+        "states": states * shape.hidden * shape.itemsize,
+        "weights of two layers": 2 * shape.layer_bytes,
+        "the batch at work": busy * shape.itemsize,
+    }

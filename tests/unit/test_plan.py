@@ -1,0 +1,425 @@
+"""What training takes is known before: sizes exactly, MLX's memory within 10%, and what cannot fit is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlora.mlx import mx, nn, tree_flatten
+
+import numpy as np
+import pytest
+from contract import ROOT
+from mlx_lm.models import llama
+
+from sqlora.errors import SqloraError
+from sqlora.params.lora import LoraParams
+from sqlora.params.train import TrainParams
+from sqlora.plan import check, machine
+from sqlora.plan.check import expect
+from sqlora.plan.command import run
+from sqlora.plan.cost import measure, seconds
+from sqlora.plan.machine import Machine, available_memory, outside_memory, this_machine
+from sqlora.plan.memory import ROOM, predict
+from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
+from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
+from sqlora.tokenizer import Encoded
+from sqlora.train.buckets import batch_indices, choose_lengths
+from sqlora.train.lora import add_lora
+from sqlora.train.loss import Batch
+from sqlora.train.states import StateStore
+from sqlora.train.step import Stepper
+from sqlora.train.upper import Upper, fill_store
+
+LORA = LoraParams(layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
+TRAIN = TrainParams(
+    batch_size=4,
+    gradient_accumulation=1,
+    iterations=40,
+    optimizer="adam",
+    learning_rate=1e-3,
+    schedule="constant",
+    warmup=0,
+    weight_decay=0.0,
+    max_gradient_norm=None,
+    loss="completion",
+    gradient_checkpointing=False,
+    report_every=10,
+    validate_every=20,
+    checkpoint_every=100,
+    keep="best",
+    early_stopping=None,
+    states_gb=1.0,
+    seed=1,
+    force=False,
+)
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 256,
+    "intermediate_size": 640,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "vocab_size": 3000,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "torch_dtype": "float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def _limit() -> Iterator[None]:
+    """A prediction sets MLX's memory limit, which the next test must not meet."""
+    before = mx.set_memory_limit(0)
+    mx.set_memory_limit(before)
+    yield
+    mx.set_memory_limit(before)
+
+
+def model_of(config: dict[str, Any]) -> llama.Model:
+    mx.random.seed(1)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    if "quantization" in config:
+        nn.quantize(model, group_size=config["quantization"]["group_size"], bits=config["quantization"]["bits"])
+    return model
+
+
+def weight_bytes(model: nn.Module) -> int:
+    return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"quantization": {"group_size": 64, "bits": 4}},
+        {"quantization": {"group_size": 32, "bits": 8}, "tie_word_embeddings": True},
+    ],
+    ids=str,
+)
+def test_weights_are_counted_to_the_byte(changes: dict[str, Any]) -> None:
+    config = CONFIG | changes
+    assert shape_of(config).model_bytes == weight_bytes(model_of(config))
+
+
+def test_a_matrix_whose_rows_are_no_whole_groups_stays_as_it_is() -> None:
+    shape = shape_of(CONFIG).converted("bfloat16", 4, 64)
+    assert shape.matrix_bytes(10, 96) == 10 * 96 * 2
+    assert shape.matrix_bytes(10, 128) == 10 * 128 // 2 + 2 * 10 * 2 * 2
+
+
+def test_known_shapes() -> None:
+    assert known_shape("mistral-7b").converted("bfloat16", None, 64).model_bytes == 7_241_732_096 * 2
+    demo = json.loads((ROOT / "demo" / "base.json").read_text())
+    assert known_shape("demo").model_bytes // 4 == pytest.approx(demo["parameters"], rel=1e-3)
+    assert name_of(("https://a.example/x.tar", "https://models.example/mistral-7B-v0.1.tar")) == "mistral-7b"
+    assert name_of("hf://HuggingFaceTB/SmolLM2-135M@0123") == "smollm2-135m"
+    assert name_of("/somewhere/else.tar") is None
+    with pytest.raises(SqloraError, match="mistral-8b; expected one of demo, mistral-7b"):
+        known_shape("mistral-8b")
+    assert set(KNOWN) >= {"demo", "mistral-7b"}
+
+
+def test_a_runs_batches_are_known() -> None:
+    rng = np.random.default_rng(1)
+    rows = [Size(int(length), int(length) // 4) for length in rng.integers(20, 90, 50)]
+    work = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13))
+    lengths = [row.length for row in rows]
+    buckets = choose_lengths([*lengths, *lengths[:10]])
+    chosen = [batch_indices(step, lengths, buckets, 4, TRAIN.seed) for step in range(13)]
+    assert {load.rows for load in work.train} == {len(one) for one in chosen} == {4, 2}
+    assert max(load.length for load in work.train) == max(lengths)
+    assert {load.counted for load in work.train} == {sum(rows[index].answer for index in one) for one in chosen}
+    assert sum(load.counted for load in work.valid) == sum(lengths[:10])
+    assert work.state_tokens == sum(lengths) + sum(lengths[:10])
+    assert sum(count for _, count in work.states) == 60
+    every = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13, loss="all"))
+    assert {load.counted for load in every.train} == {sum(lengths[index] for index in one) for one in chosen}
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("config", "lora", "train", "counted"),
+    [
+        ({}, {}, {}, 120),
+        ({}, {"layers": 4}, {}, 120),
+        ({}, {"layers": 4}, {"gradient_checkpointing": True}, 120),
+        ({}, {"targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
+        ({}, {"dropout": 0.1}, {}, 120),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 120),
+        ({"tie_word_embeddings": True}, {}, {}, 600),
+        ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
+    ],
+    ids=str,
+)
+def test_the_memory_of_steps_and_validation_is_predicted(
+    config: dict[str, Any], lora: dict[str, Any], train: dict[str, Any], counted: int
+) -> None:
+    config, adapter = CONFIG | config, dataclasses.replace(LORA, **lora)
+    params, rows, length = dataclasses.replace(TRAIN, **train), 4, 160
+    frozen = config["num_hidden_layers"] - adapter.layers if params.states_gb else 0
+    load, everything = Load(rows, length, counted), Load(rows, length, rows * length)
+    work = Work((load,), (everything,), rows * length, rows * length, 0, ((length, rows),))
+    prediction = predict(shape_of(config), adapter, params, work, device="cpu")
+    expected = max(sum(prediction.phases[phase].values()) for phase in ("training", "validation"))
+    model = model_of(config)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    upper = Upper(model, frozen)
+    del model
+    upper.freeze()
+    upper.load()
+    upper.checkpointing = params.gradient_checkpointing
+    add_lora(upper, adapter, 1)
+    stepper = Stepper(upper, adapter, params)
+    inputs: np.ndarray = np.random.default_rng(1).standard_normal((rows, length, 256)).astype(np.float32)
+    if not frozen:
+        inputs = np.ones((rows, length), dtype=np.int32)
+
+    def batch(load: Load) -> Batch:
+        places = np.arange(load.counted, dtype=np.int32)
+        return Batch(inputs, places, places, np.ones(load.counted, dtype=np.float32), rows * length)
+
+    best = stepper.adapter()
+    mx.eval(stepper.step([batch(load)]), best)
+    mx.set_memory_limit(1)  # nothing is issued ahead, so what is measured is what lives
+    mx.reset_peak_memory()
+    mx.eval(stepper.step([batch(load)]))
+    stepper.losses(batch(everything))
+    assert mx.get_peak_memory() - before == pytest.approx(expected, rel=0.1)
+
+
+def test_the_memory_of_the_frozen_pass_is_predicted(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model = model_of(CONFIG)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    del model
+    rng = np.random.default_rng(1)
+    examples = [Encoded(tuple(rng.integers(3, 3000, 150).tolist()), 100) for _ in range(60)]
+    sizes = sizes_of(examples)
+    work = work_of(sizes[:50], sizes[50:], TRAIN)
+    prediction = predict(shape_of(CONFIG), LORA, TRAIN, work, device="cpu")
+    before = mx.get_active_memory()
+    mx.set_memory_limit(1)
+    mx.reset_peak_memory()
+    store = StateStore(tmp_path / "states", 256, "float32")
+    fill_store(store, folder, 2, [example.tokens[:-1] for example in examples], (149,))
+    measured = mx.get_peak_memory() - before
+    assert measured == pytest.approx(sum(prediction.phases["frozen layers"].values()), rel=0.1)
+
+
+def test_what_counts_as_the_peak_depends_on_the_device() -> None:
+    shape, sizes = known_shape("mistral-7b").converted("bfloat16", None, 64), assumed_sizes(1000)
+    lora = dataclasses.replace(LORA, layers=16)
+    work = work_of(sizes, assumed_sizes(100), TRAIN)
+    found = {
+        device: predict(shape, lora, TRAIN, work, device=device, outside=10**9 if device == "cpu" else 0)
+        for device in ("cpu", "cuda", "metal")
+    }
+    gpu, cpu = found["cuda"], found["cpu"]
+    assert gpu.live < gpu.peak < gpu.limit == int(gpu.live * (1 + ROOM))
+    # 16 layers of 2 * 218 million parameters, and the output matrix, are 7.2 GB of it.
+    assert 8e9 < gpu.peak < 10e9
+    assert cpu.peak > cpu.live + 10**9
+    assert "training" in str(gpu)
+
+
+def test_memory_grows_with_what_the_readme_says() -> None:
+    shape, sizes = known_shape("mistral-7b").converted("bfloat16", None, 64), assumed_sizes(200)
+    lora = dataclasses.replace(LORA, layers=8)
+
+    def peak(shape: Shape = shape, lora: LoraParams = lora, **changes: Any) -> int:
+        params = dataclasses.replace(TRAIN, **changes)
+        return predict(shape, lora, params, work_of(sizes, sizes[:20], params), device="cuda").peak
+
+    assert peak(batch_size=8) > peak() > peak(batch_size=1)
+    assert peak(lora=dataclasses.replace(lora, layers=16)) > peak() > peak(shape.converted("bfloat16", 4, 64))
+    assert peak(gradient_checkpointing=True) < peak() < peak(loss="all") < peak(states_gb=0.0)
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def test_this_machine_has_some_memory() -> None:
+    found = this_machine()
+    assert found.device in ("cpu", "cuda", "metal")
+    assert found.memory > 10**8
+    assert 10**7 < outside_memory() < 10**11
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files"),
+    [
+        ("0::/box", "box", ("memory.max", "memory.current")),
+        ("0::/elsewhere", "", ("memory.max", "memory.current")),
+        ("4:memory:/box", "memory/box", ("memory.limit_in_bytes", "memory.usage_in_bytes")),
+    ],
+)
+def test_a_containers_limit_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, folder: str, files: tuple[str, str]
+) -> None:
+    group, own = tmp_path / "groups" / folder, tmp_path / "own"
+    group.mkdir(parents=True)
+    own.write_text(f"3:cpu:/\n{line}\n")
+    (group / files[0]).write_text("3000\n")
+    (group / files[1]).write_text("1200\n")
+    (group / "memory.stat").write_text("anon 900\ninactive_file 200\nactive_file 100\n")
+    assert list(machine._groups(tmp_path / "groups", own)) == [3000 - (1200 - 300)]
+    (group / files[0]).write_text("max\n")
+    assert list(machine._groups(tmp_path / "groups", own)) == []
+    monkeypatch.setattr(machine, "_groups", lambda: iter([1234]))
+    assert available_memory() == 1234
+
+
+# --- before training ------------------------------------------------------------------------------------------------
+
+
+def encoded(count: int) -> list[Encoded]:
+    return [Encoded(tuple(range(size.length + 1)), size.length + 1 - size.answer) for size in assumed_sizes(count)]
+
+
+def mistral() -> dict[str, Any]:
+    return KNOWN["mistral-7b"] | {"torch_dtype": "bfloat16"}
+
+
+def give(monkeypatch: pytest.MonkeyPatch, gigabytes: float, device: str = "metal") -> None:
+    monkeypatch.setattr(check, "this_machine", lambda: Machine(device, int(gigabytes * 1e9), "a small Mac"))
+
+
+def test_what_cannot_fit_is_refused_and_what_is_named_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    lora = dataclasses.replace(LORA, layers=16)
+    train, valid = encoded(200), encoded(20)
+    give(monkeypatch, 8.4)
+    with pytest.raises(SqloraError, match=r"need 9\.\d+ GB of memory.*at most 8\.40 GB, what a small Mac has") as error:
+        expect(mistral(), train, valid, lora, TRAIN)
+    assert "Set train.batch_size 1, train.gradient_accumulation 4 (8." in error.value.next_step
+    named = dataclasses.replace(TRAIN, batch_size=1, gradient_accumulation=4)
+    assert expect(mistral(), train, valid, lora, named).peak < 8.4e9
+    give(monkeypatch, 5)
+    with pytest.raises(SqloraError, match=r"train\.batch_size 1, .*lora\.layers 8 \(4\.\d+ GB\)"):
+        expect(mistral(), train, valid, lora, TRAIN)
+    give(monkeypatch, 1)
+    with pytest.raises(SqloraError, match=r"quantized base model \(convert\.quantize 4\).*train\.force: true"):
+        expect(mistral(), train, valid, lora, TRAIN)
+
+
+def test_force_trains_all_the_same_and_mlx_is_held_to_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    give(monkeypatch, 1)
+    found = expect(mistral(), encoded(50), encoded(10), LORA, dataclasses.replace(TRAIN, force=True))
+    assert found.peak > 1e9
+    assert mx.set_memory_limit(0) == found.limit
+
+
+def test_force_goes_on_from_the_same_checkpoints(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sqlora.train.run import train_adapter
+
+    monkeypatch.chdir(tmp_path)
+    rows = [Encoded((1, 5, 6, 7, 2), 3), Encoded((1, 8, 9, 2), 2)]
+    for force in (False, True):
+        params = dataclasses.replace(TRAIN, iterations=2, force=force)
+        train_adapter(model_folder, rows, rows, LORA, params, report=lambda _: None)
+    assert "going on from step-00000002" in capsys.readouterr().out
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    shutil.copy(ROOT / "profiles" / "mistral-7b-1k.yaml", tmp_path / "params.yaml")
+    return tmp_path
+
+
+def plan(root: Path, **changes: Any) -> int:
+    options: dict[str, Any] = {
+        "model": None,
+        "shape": None,
+        "params": None,
+        "memory_gb": 21.5,
+        "device": "metal",
+        "as_json": False,
+    }
+    return run(root, **options | changes)
+
+
+def test_the_table_without_artifacts(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(project) == 0
+    text = capsys.readouterr().out
+    assert all(len(line) <= 100 for line in text.splitlines())
+    assert "assumed: 1,000 and 100 examples" in text
+    rows = [line.split() for line in text.splitlines() if line.split()[-1:] and line.split()[-1][:1].isdigit()]
+    (current,) = [row for row in rows if row[0] == ">"]
+    assert current[1:4] == ["4", "16", "1,703,936"]
+    assert len([row for row in rows if row[0] in (">", "4", "2", "1")]) == 9
+    assert "!" not in "".join(line for line in text.splitlines() if line.startswith(">"))
+
+
+def test_settings_that_do_not_fit_are_marked(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(project, memory_gb=5.0) == 1
+    text = capsys.readouterr().out
+    assert ">9." in text
+    assert "training will refuse them" in text
+    (line,) = [line for line in text.splitlines() if line.startswith(">  ")]
+    assert line.count("!") == 2  # plain, with checkpointing or not; 4 bits fit
+
+
+def test_the_plan_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert plan(project, as_json=True) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert len(record["options"]) == 9 * 4
+    (current,) = [option for option in record["options"] if option["current"]]
+    assert (current["batch_size"], current["layers"], current["quantize"]) == (4, 16, None)
+    assert current["trainable_parameters"] == 1_703_936
+    assert current["disk_gb"]["model"] == pytest.approx(14.48, abs=0.01)
+    assert current["disk_gb"]["states"] == pytest.approx(1100 * 95 * 4096 * 2 / 1e9, rel=0.05)
+    total = sum(current["phases_gb"][current["largest_phase"]].values())
+    assert current["peak_memory_gb"] == pytest.approx(total * (1 + ROOM / 2), rel=0.01)
+    assert all(option["fits"] == (option["peak_memory_gb"] <= 21.5) for option in record["options"])
+
+
+def test_a_plan_needs_a_shape(project: Path) -> None:
+    with pytest.raises(SqloraError, match="expected one of demo"):
+        plan(project, shape="gpt-2")
+    text = (project / "params.yaml").read_text()
+    start, end = text.index("  source:\n"), text.index("  checksum: md5")
+    (project / "params.yaml").write_text(text[:start] + "  source: /my/model.tar\n" + text[end:])
+    with pytest.raises(SqloraError, match=r"whose shape is not known, and no artifacts/model.*--shape"):
+        plan(project)
+    assert plan(project, shape="mistral-7b") == 0
+    with pytest.raises(SqloraError, match=r"lora\.layers: 16; expected at most 8"):
+        plan(project, shape="demo")
+
+
+def test_a_converted_model_is_planned_for(
+    project: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (project / "params.yaml").read_text().replace("layers: 16", "layers: 2")
+    (project / "params.yaml").write_text(text)
+    assert plan(project, model=model_folder) == 0
+    assert str(model_folder) in capsys.readouterr().out
+
+
+def test_time_is_estimated_from_a_measurement() -> None:
+    shape, lora = known_shape("demo"), LORA
+    sizes = assumed_sizes(40)
+    work = work_of(sizes, sizes[:8], TRAIN)
+    speed = measure(shape, lora, TRAIN, work)
+    assert min(speed.flops, speed.layer) > 0
+    short = seconds(shape, lora, TRAIN, work, speed)
+    longer = seconds(shape, lora, dataclasses.replace(TRAIN, iterations=400), work, speed)
+    assert 0 < short < longer
