@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import random
+import select
 import shutil
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,8 +26,10 @@ from safetensors.numpy import load_file
 from sqlora.distributed import launch
 from sqlora.distributed.group import ALONE
 from sqlora.errors import SqloraError
+from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
 from sqlora.train.division import divide, used_by
+from sqlora.train.engine import Data, Engine
 
 # --- a step is divided ----------------------------------------------------------------------------------------------
 
@@ -77,6 +83,19 @@ def test_a_rank_on_a_machine_of_its_own_knows_what_it_will_use() -> None:
         assert 0 < len(expected) < 40
 
 
+def test_validation_is_divided_as_well() -> None:
+    examples = [Encoded(tuple(range(5 + 3 * (index % 7))), 2) for index in range(11)]
+    buckets = choose_lengths([len(example.tokens) - 1 for example in examples])
+    seen = []
+    for rank in range(3):
+        group = SimpleNamespace(rank=rank, size=3)
+        parts = {"valid": Data(examples, None, buckets), "params": SimpleNamespace(batch_size=2), "group": group}
+        engine: Any = SimpleNamespace(**parts, stepper=SimpleNamespace(compiled=False))
+        seen.append([index for batch in Engine._validation_batches(engine) for index in batch[0]])
+    assert sorted(index for share in seen for index in share) == list(range(11))
+    assert [len(share) for share in seen] == [4, 4, 3]
+
+
 # --- how ranks are started ------------------------------------------------------------------------------------------
 
 
@@ -87,7 +106,9 @@ def test_one_worker_starts_nothing() -> None:
 def test_ports_in_use_are_left_alone() -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))
-        assert not launch._free(taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        assert not launch._free(port)
+        assert launch.free_ports(2, port - 1) != port - 1
     first = launch.free_ports(3)
     assert all(launch._free(port) for port in range(first, first + 3))
 
@@ -102,6 +123,31 @@ def test_the_ranks_get_what_they_need_in_their_environment(monkeypatch: pytest.M
     assert "OMP_NUM_THREADS" not in launch._environment(["a", "b"], "ring", Path("x"))
     monkeypatch.setenv("NCCL_NVLS_ENABLE", "1")
     assert launch._environment(["a", "b"], "nccl", Path("x"))["NCCL_NVLS_ENABLE"] == "1"
+
+
+def test_the_launcher_does_not_wait_for_what_it_may_always_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("launcher", ROOT / "src/sqlora/distributed/launcher.py")
+    assert spec
+    assert spec.loader
+    launcher = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(launcher)
+    real, calls = select.select, []
+
+    def record(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(select, "select", record)
+    read, write = os.pipe()
+    try:
+        assert launcher._patient([read], [write], [], 1.0) == ([], [write], [])
+        os.write(write, b"x")
+        assert launcher._patient([read], [write], [], 1.0) == ([read], [write], [])
+    finally:
+        os.close(read)
+        os.close(write)
+    assert all(timeout == 0 for _, writing, _, timeout in calls if writing)
+    assert calls[0][3] > 0
 
 
 @pytest.mark.parametrize(

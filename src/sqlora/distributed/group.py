@@ -79,7 +79,8 @@ class Group:
         if not self._handle:
             return [value]
         data = json.dumps(value).encode("utf-8")
-        ends = np.cumsum([int(length) for length in self.each(len(data))])
+        lengths = mx.array([len(data) if rank == self.rank else 0 for rank in range(self.size)], dtype=mx.int64)
+        ends = np.cumsum(np.array(self.sum(lengths)))  # whole numbers: float32 holds them up to 16 million only
         buffer = np.zeros(int(ends[-1]), dtype=np.uint8)
         buffer[ends[self.rank] - len(data) : ends[self.rank]] = np.frombuffer(data, dtype=np.uint8)
         whole = np.array(self.sum(mx.array(buffer)))

@@ -28,6 +28,7 @@ _ROOT = Path(".sqlora/ranks")
 _BACKENDS = ("ring", "mpi", "nccl", "jaccl", "jaccl-ring")
 _GRACE_SECONDS = 20.0  # that mlx.launch gets to end the others when a rank has died
 _LOOK_SECONDS = 0.2
+_USUAL_PORT = 32323  # mlx.launch's
 
 
 def launched(workers: int, hostfile: str | None, backend: str) -> bool:
@@ -54,7 +55,9 @@ def launched(workers: int, hostfile: str | None, backend: str) -> bool:
     if hostfile and backend == "nccl":
         command += ["-n", str(hosts.count(hosts[0]))]  # so that ranks of one machine take GPUs 0, 1, …
     command += ["--backend", backend, "--cwd", str(Path.cwd())]
-    port = free_ports(len(hosts))
+    # Between machines a port that is known beforehand can be opened in a firewall. On one machine any will do, and two
+    # runs that start at once had better not choose the same.
+    port = free_ports(len(hosts), *((_USUAL_PORT,) if hostfile else ()))
     command += ["--starting-port", str(port), "--nccl-port", str(port)]
     for name, value in _environment(hosts, backend, folder).items():
         command += ["--env", f"{name}={value}"]
@@ -72,10 +75,10 @@ def launched(workers: int, hostfile: str | None, backend: str) -> bool:
     return True
 
 
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row on this machine; mlx.launch's own defaults, if they are free."""
+def free_ports(count: int, *preferred: int) -> int:
+    """The first of so many free ports in a row on this machine: a preferred one, or any."""
     rng = random.Random()
-    for first in (32323, *(rng.randrange(20_000, 32_000) for _ in range(200))):
+    for first in (*preferred, *(rng.randrange(20_000, 32_000) for _ in range(200))):
         if all(_free(port) for port in range(first, first + count)):
             return first
     raise SqloraError(
