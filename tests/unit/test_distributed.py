@@ -11,10 +11,13 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+from sqlora.mlx import mx
 
 import numpy as np
 import psutil
@@ -29,7 +32,7 @@ from sqlora.errors import SqloraError
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
 from sqlora.train.division import divide, used_by
-from sqlora.train.engine import Data, Engine
+from sqlora.train.validation import Data, validation_losses
 
 # --- a step is divided ----------------------------------------------------------------------------------------------
 
@@ -86,12 +89,17 @@ def test_a_rank_on_a_machine_of_its_own_knows_what_it_will_use() -> None:
 def test_validation_is_divided_as_well() -> None:
     examples = [Encoded(tuple(range(5 + 3 * (index % 7))), 2) for index in range(11)]
     buckets = choose_lengths([len(example.tokens) - 1 for example in examples])
-    seen = []
+    seen: list[list[int]] = []
+
+    def fetch(chosen: Sequence[int], length: int) -> np.ndarray:
+        seen[-1] += chosen
+        return np.zeros((len(chosen), length), dtype=np.int32)
+
+    stepper: Any = SimpleNamespace(losses=lambda batch: mx.zeros(2))
     for rank in range(3):
-        group = SimpleNamespace(rank=rank, size=3)
-        parts = {"valid": Data(examples, None, buckets), "params": SimpleNamespace(batch_size=2), "group": group}
-        engine: Any = SimpleNamespace(**parts, stepper=SimpleNamespace(compiled=False))
-        seen.append([index for batch in Engine._validation_batches(engine) for index in batch[0]])
+        seen.append([])
+        group: Any = SimpleNamespace(rank=rank, size=3, totals=list)
+        assert validation_losses(stepper, Data(examples, fetch, buckets, 4), 2, group) == (0.0, 0.0)
     assert sorted(index for share in seen for index in share) == list(range(11))
     assert [len(share) for share in seen] == [4, 4, 3]
 
