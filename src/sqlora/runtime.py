@@ -36,6 +36,7 @@ def load_fast_blas() -> Blas:
     if sys.platform != "linux":
         return Blas("Accelerate", None)
     if has_cuda():
+        _keep_kernels()
         return Blas("cuBLAS", None)
     if os.environ.get("SQLORA_BLAS") == "mlx":
         return Blas("MLX's reference BLAS", None)
@@ -57,6 +58,17 @@ def load_fast_blas() -> Blas:
         stacklevel=2,
     )
     return Blas("MLX's reference BLAS", None)
+
+
+def _keep_kernels() -> None:
+    """MLX compiles some of its CUDA kernels on first use, three seconds each, and forgets them with the next reboot."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = cache / "sqlora" / f"kernels-mlx-{metadata.version('mlx')}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # then they lie in MLX's own temporary folder
+    os.environ.setdefault("MLX_PTX_CACHE_DIR", str(folder))
 
 
 @cache

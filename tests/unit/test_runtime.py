@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,21 @@ def test_without_any_fast_blas_there_is_one_clear_warning() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("no fast BLAS found") == 1
     assert "requirements.txt" in done.stderr
+
+
+@pytest.mark.parametrize("chosen", [None, "/elsewhere"])
+def test_with_cuda_compiled_kernels_outlive_a_reboot(tmp_path: Path, chosen: str | None) -> None:
+    code = (
+        "import os, sqlora.runtime as runtime\n"
+        "runtime.has_cuda = lambda: True\n"
+        "assert runtime.load_fast_blas().name == 'cuBLAS'\n"
+        "print(os.environ['MLX_PTX_CACHE_DIR'])"
+    )
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | ({"MLX_PTX_CACHE_DIR": chosen} if chosen else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    folder = tmp_path / "sqlora" / f"kernels-mlx-{metadata.version('mlx')}"
+    assert done.stdout.strip() == (chosen or str(folder))
+    assert folder.is_dir()
 
 
 def test_doctor_prints_what_the_readme_promises() -> None:
