@@ -5,8 +5,8 @@
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
-With --cold each run on a GPU begins without compiled kernels. Tokens are the examples' own, without padding. Rank 8 on q
-and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
+With --cold each run on a GPU begins without compiled kernels. Tokens are the examples' own, without padding. Rank 8 on
+q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
 
 The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
 makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet.
