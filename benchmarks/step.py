@@ -1,0 +1,186 @@
+"""What a training step is made of: its time by batch length, the host's share, compilation, peak memory.
+
+    python benchmarks/step.py [--settings 1x4,4x16] [--shape mistral] [--files MODEL_FOLDER]
+
+A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
+is needed. On a GPU each setting is timed with its steps compiled and not, and with MLX's memory limit as training sets
+it and without. --files times reading the weights of a converted model, by the stream that reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sqlora.mlx import mx
+
+import numpy as np
+from mlx_lm.models import llama
+
+from sqlora.params.lora import LoraParams
+from sqlora.params.train import TrainParams
+from sqlora.tokenizer import Encoded
+from sqlora.train.feed import Ready, transfer
+from sqlora.train.lora import add_lora
+from sqlora.train.loss import make_batch
+from sqlora.train.step import Stepper
+from sqlora.train.upper import Upper
+
+# Of the 1,000 examples of the WikiSQL split in Mistral's tokens: the lengths that training pads to, and their shares.
+LENGTHS = (77, 84, 89, 94, 100, 108, 118, 132, 159, 221)
+SHARES = (0.15, 0.13, 0.12, 0.1, 0.1, 0.1, 0.1, 0.1, 0.07, 0.03)
+SHAPES = {
+    "mistral": {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
+    "demo": {"hidden_size": 320, "intermediate_size": 864, "num_attention_heads": 10, "num_key_value_heads": 5},
+}
+GPU = mx.default_device().type == mx.DeviceType.gpu
+
+
+def main() -> None:
+    """Print a block of lines for each setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default="1x4,4x16" if GPU else "1x2,4x8")
+    parser.add_argument("--shape", choices=list(SHAPES), default="mistral" if GPU else "demo")
+    parser.add_argument("--files", type=Path)
+    arguments = parser.parse_args()
+    if arguments.files:
+        time_reading(arguments.files)
+    for setting in arguments.settings.split(","):
+        batch, layers = map(int, setting.split("x"))
+        for compiled in (True, False) if GPU else (False,):
+            time_steps(arguments.shape, batch, layers, compiled=compiled)
+
+
+def time_steps(shape: str, batch: int, layers: int, *, compiled: bool) -> None:
+    """Time steps of one length, of mixed lengths, and one step's parts."""
+    stepper = build(shape, batch, layers, compiled=compiled)
+    weights = mx.get_active_memory()
+    width = SHAPES[shape]["hidden_size"]
+    started = time.perf_counter()
+    ready = {length: inputs(batch, length, width) for length in LENGTHS}
+    for one in ready.values():
+        mx.eval(stepper.step([one]))
+    first = time.perf_counter() - started
+    print(
+        f"{batch}x{layers}{', compiled' if compiled else ''}: first step of each length {first:.2f} s in all",
+        flush=True,
+    )
+    each = [1e3 * timed(lambda _, one=one: stepper.step([one])) for one in ready.values()]
+    print("  ms a step by length  " + "  ".join(f"{n}: {ms:.2f}" for n, ms in zip(LENGTHS, each, strict=True)))
+    order = random.Random(1).choices(LENGTHS, SHARES, k=200)
+    print(f"  mixed lengths        {1e3 * timed(lambda n: stepper.step([ready[order[n % 200]]]), 100):.2f} ms")
+    started = time.perf_counter()
+    for _ in range(20):
+        mx.async_eval(stepper.step([ready[100]]))
+        issued = time.perf_counter()
+    mx.synchronize()
+    print(f"  issuing              {1e3 * (issued - started) / 20:.2f} ms of the host for a step of length 100")
+    for limit in (1.1, None) if GPU else (None,):
+        # About what training's own limit allows: 10% above what must live.
+        needed = weights + layers * batch * LENGTHS[-1] * 54_176 * 2 + 600_000_000
+        before = mx.set_memory_limit(int(limit * needed)) if limit else None
+        mx.reset_peak_memory()
+        rate = 1e3 * timed(lambda n: stepper.step([ready[order[n % 200]]]), 100)
+        name = f"limit {limit * needed / 1e9:.2f} GB" if limit else "no limit"
+        print(f"  peak, {name:<15}{mx.get_peak_memory() / 1e9:.2f} GB at {rate:.2f} ms a step", flush=True)
+        if before is not None:
+            mx.set_memory_limit(before)
+
+
+def build(shape: str, batch: int, layers: int, *, compiled: bool) -> Stepper:
+    """Layers with random weights, rank 8 on q and v."""
+    arguments = llama.ModelArgs(
+        model_type="llama",
+        num_hidden_layers=layers,
+        rms_norm_eps=1e-5,
+        vocab_size=32_000 if shape == "mistral" else 4_096,
+        tie_word_embeddings=False,
+        **SHAPES[shape],
+    )
+    model = llama.Model(arguments)
+    model.set_dtype(mx.bfloat16 if GPU else mx.float32)
+    upper = Upper(model, 0)
+    upper.freeze()
+    upper.load()
+    lora = LoraParams(layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    add_lora(upper, lora, 1)
+    params = TrainParams(
+        batch_size=batch,
+        gradient_accumulation=1,
+        iterations=1000,
+        optimizer="adam",
+        learning_rate=1e-5,
+        schedule="constant",
+        warmup=0,
+        weight_decay=0.0,
+        max_gradient_norm=None,
+        loss="all",
+        gradient_checkpointing=False,
+        report_every=10,
+        validate_every=200,
+        checkpoint_every=100,
+        keep="last",
+        early_stopping=None,
+        states_gb=20.0,
+        seed=1,
+        workers=1,
+        hostfile=None,
+        backend="auto",
+        force=True,
+    )
+    return Stepper(upper, lora, params, compiled=compiled)
+
+
+def inputs(batch: int, length: int, width: int) -> Ready:
+    """A batch on the device, every token of it counted."""
+
+    def fetch(chosen: Sequence[int], size: int) -> np.ndarray:
+        return np.zeros((len(chosen), size, width), dtype=np.uint16 if GPU else np.float32)
+
+    examples = [Encoded(tuple(range(3, 4 + length)), length // 2)] * batch
+    ready = transfer([make_batch(examples, range(batch), fetch, length=length, kind="all")])[0]
+    mx.eval(ready.inputs, ready.positions, ready.targets, ready.weights, ready.places)
+    return ready
+
+
+def timed(step: Callable[[int], tuple[mx.array, mx.array]], count: int = 20) -> float:
+    """Seconds a step; the next is issued while one runs, as in training."""
+    previous = step(0)
+    started = time.perf_counter()
+    for number in range(count):
+        loss = step(number)
+        mx.eval(previous)
+        previous = loss
+    mx.eval(previous)
+    return (time.perf_counter() - started) / count
+
+
+def time_reading(folder: Path) -> None:
+    """Read a quarter of the layers by the default stream, another by the CPU's, and use them."""
+    for name, stream in (("default stream", None), ("CPU stream", mx.cpu)):
+        weights: dict[str, mx.array] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            loaded = mx.load(str(file), stream=stream) if stream else mx.load(str(file))
+            assert isinstance(loaded, dict)
+            weights |= loaded
+        numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith("model.layers.")})
+        part = numbers[: len(numbers) // 4] if stream else numbers[-(len(numbers) // 4) :]
+        arrays = [
+            value
+            for key, value in weights.items()
+            if key.startswith("model.layers.") and int(key.split(".")[2]) in part
+        ]
+        size = sum(array.nbytes for array in arrays) / 1e9
+        started = time.perf_counter()
+        mx.eval(arrays)
+        read = time.perf_counter()
+        mx.eval([array.sum() for array in arrays])
+        used = time.perf_counter()
+        print(f"{name}: {size:.2f} GB read in {read - started:.2f} s, first used in {used - read:.2f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
