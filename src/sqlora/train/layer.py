@@ -17,6 +17,8 @@ from sqlora.mlx import mx, nn
 from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 
+from sqlora.train.exponential import sigmoid, softmax
+
 # Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
 # cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.
 PLAIN_ATTENTION = 512
@@ -275,7 +277,7 @@ def _attend(
     else:
         # The queries that share a key stand in one matrix, so that keys need not be repeated.
         shared = query.reshape(rows, key.shape[1], -1, size)
-        weights = mx.softmax((shared @ key.swapaxes(-1, -2)) * scale + mask, axis=-1, precise=True)
+        weights = softmax((shared @ key.swapaxes(-1, -2)) * scale + mask)
         mixed = (weights @ value).reshape(rows, heads, length, size)
     return mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1), weights
 
@@ -303,14 +305,14 @@ def _attend_back(gradient: mx.array, kept: Kept, mask: Mask, scale: float) -> tu
 
 
 def _plain_swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    return gate * mx.sigmoid(gate) * up
+    return gate * sigmoid(gate) * up
 
 
 def _plain_swiglu_back(gradient: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     """Gradients of gate and up."""
-    sigmoid = mx.sigmoid(gate)
-    activated = gate * sigmoid
-    return gradient * up * (sigmoid + activated * (1 - sigmoid)), gradient * activated
+    share = sigmoid(gate)
+    activated = gate * share
+    return gradient * up * (share + activated * (1 - share)), gradient * activated
 
 
 _compiled_swiglu = mx.compile(_plain_swiglu, shapeless=True)

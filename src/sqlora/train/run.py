@@ -32,7 +32,7 @@ from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 2  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
+_ENGINE = 3  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 
