@@ -66,6 +66,10 @@ class Constraint:
         if self._written.endswith(_AND):
             self._follow_and()
 
+    def accepts(self) -> bool:
+        """Whether the answer may end here."""
+        return self._matcher is not None and self._matcher.is_accepting()
+
     def finished(self) -> bool:
         """Whether nothing but EOS can follow."""
         return self._matcher is not None and self._matcher.is_stopped()
