@@ -82,7 +82,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         task = read_task(arguments.tokens, Path(scratch), arguments.count)
         tokens = sum(len(answer) + 1 for answer in task.answers) / len(task.answers)
-        print(f"{len(task.prompts)} questions, {tokens:.1f} tokens an answer with EOS, batch size {arguments.batch_size}")
+        print(
+            f"{len(task.prompts)} questions, {tokens:.1f} tokens an answer with EOS, batch size {arguments.batch_size}"
+        )
         rates = {system: measure(system, model, task, arguments) for system in arguments.systems.split(",")}
     for system, rate in rates.items():
         if system != "ours" and "ours" in rates:
@@ -99,7 +101,9 @@ def measure(system: str, model: nn.Module, task: Task, arguments: argparse.Names
         seconds = time.perf_counter() - started
         rate = count / seconds
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
-        print(f"{system:<6} run {number}: {rate:.2f} questions/s, {seconds:.2f} s, peak {peak_memory():.2f} GB  {shown}")
+        print(
+            f"{system:<6} run {number}: {rate:.2f} questions/s, {seconds:.2f} s, peak {peak_memory():.2f} GB  {shown}"
+        )
     return rate
 
 
@@ -167,9 +171,7 @@ def read_task(path: Path, scratch: Path, count: int) -> Task:
         Example(row["table_id"], row["question"], tuple(row["header"]), tuple(row["types"]), LogicalForm(0, 0, ()))
         for row in rows
     ]
-    return Task(
-        Tokenizer(scratch), questions, [row["prompt"] for row in rows], [row["answer"] for row in rows]
-    )
+    return Task(Tokenizer(scratch), questions, [row["prompt"] for row in rows], [row["answer"] for row in rows])
 
 
 def prepare(target: Path, wikisql: Path, tokenizer_file: Path | None, count: int) -> None:

@@ -72,7 +72,16 @@ class Constraint:
 
     def finished(self) -> bool:
         """Whether nothing but EOS can follow."""
-        return self._matcher is not None and self._matcher.is_stopped()
+        if self._matcher is None:
+            return False
+        if self._matcher.is_error():
+            raise SqloraError(
+                f"table {self._table.id}",
+                found=f"an answer that its grammar does not follow ({self._matcher.get_error():.300})",
+                expected="no such failure of llguidance",
+                next_step="Set generate.constrain to none in params.yaml.",
+            )
+        return bool(self._matcher.is_stopped())
 
     def copy(self) -> Constraint:
         """Another one at the same place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from llguidance import LLTokenizer, TokenizerWrapper
@@ -16,11 +17,25 @@ def make_vocabulary(tokenizer: Tokenizer, size: int) -> LLTokenizer:
         size: of the model's output, which may be padded with rows that no token has.
     """
     if tokenizer.path.name == "tokenizer.json":
-        return LLTokenizer(str(tokenizer.path), n_vocab=size, eos_token=tokenizer.eos)
+        return LLTokenizer(_with_special(tokenizer), n_vocab=size, eos_token=tokenizer.eos)
     import sentencepiece
 
     processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
     return LLTokenizer(TokenizerWrapper(_Sentencepiece(processor, tokenizer.eos)), n_vocab=size)
+
+
+def _with_special(tokenizer: Tokenizer) -> str:
+    """tokenizer.json in which EOS and BOS are special; else EOS would be a word that may stand in any text."""
+    content = json.loads(tokenizer.path.read_text(encoding="utf-8"))
+    added = {token["id"]: token for token in content["added_tokens"]}
+    for text, number in content["model"]["vocab"].items():
+        if number in (tokenizer.eos, tokenizer.bos) and number not in added:
+            added[number] = {"id": number, "content": text, "single_word": False, "lstrip": False, "rstrip": False}
+            added[number]["normalized"] = False
+    for number in added.keys() & {tokenizer.eos, tokenizer.bos}:
+        added[number]["special"] = True
+    content["added_tokens"] = list(added.values())
+    return json.dumps(content)
 
 
 class _Sentencepiece:
