@@ -53,12 +53,12 @@ def one_at_a_time(model: nn.Module, tokenizer: Tokenizer, prompt: str, limit: in
     return written, False
 
 
-def model_that_stops(folder: Path) -> tuple[nn.Module, Tokenizer]:
+def model_that_stops(folder: Path, likelier: float = 1.9) -> tuple[nn.Module, Tokenizer]:
     """The tiny model with EOS made likelier, so that some rows stop early and others never."""
     model, _ = load_base(folder)
     tokenizer = Tokenizer(folder)
     rows = model.lm_head.weight
-    model.lm_head.weight = mx.concatenate([rows[:2], rows[2:3] * 1.9, rows[3:]])
+    model.lm_head.weight = mx.concatenate([rows[:2], rows[2:3] * likelier, rows[3:]])
     return model, tokenizer
 
 
@@ -167,7 +167,7 @@ def token_by_token(
 
 @pytest.mark.parametrize("failing", [0, 2])
 def test_a_beam_gives_the_likeliest_candidate_that_passes(model_folder: Path, failing: int) -> None:
-    model, tokenizer = model_that_stops(model_folder)
+    model, tokenizer = model_that_stops(model_folder, 1.9)
     compared = 0
     for example in examples():
         prompt = tokenizer.encode_prompt(example.prompt)
@@ -178,10 +178,10 @@ def test_a_beam_gives_the_likeliest_candidate_that_passes(model_folder: Path, fa
             return len(seen) > failing
 
         guided = Guided(
-            Engine(model, 8, CPU_SHAPES), eos=tokenizer.eos, limit=6, counts=Counts(), candidates=4, passes=passes
+            Engine(model, 8, CPU_SHAPES), eos=tokenizer.eos, limit=15, counts=Counts(), candidates=4, passes=passes
         )
         (answer,) = guided.run([Job(0, prompt)])
-        expected = [tokens for tokens, _ in beam(model, tokenizer.eos, prompt, 4, 6)]
+        expected = [tokens for tokens, _ in beam(model, tokenizer.eos, prompt, 4, 15)]
         compared += len(seen[: len(expected)])
         assert seen[: len(expected)] == expected[: len(seen)]
         if len(seen) > failing:

@@ -33,16 +33,17 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
     return mx.array(negative)
 
 
-def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array) -> mx.array:
+def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:
     """Scaled dot-product attention.
 
     Args:
         queries: (rows, heads, new, width); keys, values: (rows, heads or a divisor of it, slots, width).
-        mask: (rows or 1, 1, new, slots), true where a query sees a key.
+        mask: (rows or 1, 1, new, slots), true where a query sees a key; or "causal", where NumPy is not used.
     """
     if not use_numpy(queries.dtype):
         result: mx.array = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
         return result
+    assert not isinstance(mask, str)
     rows, heads, new, width = queries.shape
     groups = keys.shape[1]
     # The heads that share keys are rows of one matrix.

@@ -14,8 +14,11 @@ from sqlora.mlx import mx, nn
 import numpy as np
 from numpy.typing import NDArray
 
-from sqlora.generate.activations import attend, gated
+from sqlora.generate.activations import attend, gated, use_numpy
 from sqlora.generate.cache import LayerCache
+
+# The device begins with so many layers while Python prepares the next ones.
+_AHEAD = 4
 
 
 @dataclass(frozen=True)
@@ -82,17 +85,21 @@ def run(model: nn.Module, caches: Sequence[LayerCache], step: Step, *, fresh: bo
     keys = mx.arange(step.queries.shape[1] if fresh else caches[0].slots)[None, None, None]
     full = keys <= places  # (rows, 1, width, slots): a token sees its row up to itself
     sliding = full & (keys > places - inner.sliding_window) if inner.swa_idx is not None else full
-    for layer, cache in zip(inner.layers, caches, strict=True):
-        mask = sliding if layer.use_sliding else full
+    # A prompt's padding is at the right, where no token of it looks; a kernel of its own knows that mask by its name.
+    named: mx.array | str = full if not fresh or use_numpy(state.dtype) else "causal"
+    for number, (layer, cache) in enumerate(zip(inner.layers, caches, strict=True)):
+        mask = sliding if layer.use_sliding else named
         state = state + _attention(layer.self_attn, layer.input_layernorm(state), cache, step, mask, fresh)
         x = layer.post_attention_layernorm(state)
         state = state + layer.mlp.down_proj(gated(layer.mlp.gate_proj(x), layer.mlp.up_proj(x)))
+        if number % _AHEAD == _AHEAD - 1:
+            mx.async_eval(state)
     normed: mx.array = inner.norm(state[step.last])
     return normed
 
 
 def _attention(
-    attention: nn.Module, x: mx.array, cache: LayerCache, step: Step, mask: mx.array, fresh: bool
+    attention: nn.Module, x: mx.array, cache: LayerCache, step: Step, mask: mx.array | str, fresh: bool
 ) -> mx.array:
     count = x.shape[0]
     # For the rotary part every token is a row of its own, with its own offset.
