@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sqlora.ask.arguments import add_arguments
 from sqlora.params.reader import PARAMS_FILE
 from sqlora.stage import run
 
@@ -33,6 +34,8 @@ def main() -> int:
     importer.add_argument("--seed", type=int, default=1, help="of the choice of tables for each part (1)")
     importer.add_argument("--text", action="append", default=[], metavar="COLUMN", help="text, whatever it looks like")
     importer.add_argument("--delimiter", choices=["comma", "semicolon", "tab"], help="found out if not given")
+    asker = commands.add_parser("ask", help="ask a question about a CSV file or a table of an SQLite database")
+    add_arguments(asker)
     verifier = commands.add_parser("verify", help="hash artifacts and DVC's cache again and name what is damaged")
     verifier.add_argument("--remote", action="store_true", help="the default remote as well")
     verifier.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -58,6 +61,10 @@ def main() -> int:
         from sqlora.import_csv.command import run as run_import
 
         return run_import(arguments)
+    elif arguments.command == "ask":
+        from sqlora.ask.command import run as run_ask
+
+        return run_ask(arguments)
     elif arguments.command == "verify":
         from sqlora.verify.command import run as run_verify
 

@@ -46,7 +46,7 @@ def generate(
     questions: Sequence[Question],
     params: GenerateParams,
     *,
-    label: str = "generate",
+    label: str | None = "generate",
     database: Path | None = None,
     keep: Path | None = None,
     teacher: Sequence[Sequence[int]] | None = None,
@@ -55,6 +55,7 @@ def generate(
     """Complete every question's prompt until EOS or `params.max_tokens`.
 
     Args:
+        label: of the progress bar; None for none.
         database: of the tables, for execution-guided decoding.
         keep: a folder, of this run only, for answers that survive a kill; it is gone when the run is through.
         teacher: for measurements: the tokens that each question's answer is to have, whatever the model chooses.
@@ -69,7 +70,7 @@ def generate(
     counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
     vocabulary = make_vocabulary(tokenizer, model.args.vocab_size) if params.constrain != "none" else None
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(label, total=len(prompts), unit="question"))
+        bar = stack.enter_context(progress(label, total=len(prompts), unit="question")) if label else None
         workers = stack.enter_context(ThreadPoolExecutor(1))
         guided = database is not None and (params.execution_guided or 1) > 1
         runner = stack.enter_context(open_database(database)) if database and guided else None
@@ -85,9 +86,10 @@ def generate(
                 decoder = _decoder(model, tokenizer, questions, len(jobs), params, counts, runner, teacher)
                 for answer in decoder.run(jobs):
                     done[answer.job.index] = _completed(answer, tokenizer)
-                    bar.update()
+                    if bar is not None:
+                        bar.update()
                 saved.write(block, done)
-            else:
+            elif bar is not None:
                 bar.update(len(done))
             answers |= done
     saved.drop()
