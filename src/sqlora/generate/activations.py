@@ -46,13 +46,15 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
     assert not isinstance(mask, str)
     rows, heads, new, width = queries.shape
     groups = keys.shape[1]
-    # The heads that share keys are rows of one matrix.
-    scores = (queries * scale).reshape(rows, groups, -1, width) @ keys.swapaxes(-1, -2)
-    mx.eval(scores, mask)
-    weights = np.array(scores, copy=False).reshape(rows, heads, new, -1)
-    weights = np.where(np.array(mask, copy=False), weights, np.float32(-np.inf))
+    mx.eval(queries, keys, values, mask)
+    # The heads that share keys are rows of one matrix. NumPy's BLAS takes so small a one in one thread; the BLAS that
+    # MLX uses wakes all threads for each, which takes ten times as long where other programs want the cores too.
+    asked = np.array(queries, copy=False).reshape(rows, groups, -1, width)
+    weights = np.matmul(asked, np.array(keys, copy=False).swapaxes(-1, -2)).reshape(rows, heads, new, -1)
+    weights *= np.float32(scale)
+    np.copyto(weights, np.float32(-np.inf), where=~np.array(mask, copy=False))
     weights -= weights.max(-1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(-1, keepdims=True)
-    seen = mx.array(weights.reshape(rows, groups, heads // groups * new, -1)) @ values
-    return seen.reshape(rows, heads, new, width)
+    seen = np.matmul(weights.reshape(rows, groups, heads // groups * new, -1), np.array(values, copy=False))
+    return mx.array(seen.reshape(rows, heads, new, width))
