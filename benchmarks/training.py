@@ -1,11 +1,14 @@
 """Whole training runs of sqlora, mlx_lm.lora and PEFT on the same model, examples and machine.
 
     python benchmarks/training.py [--settings 4x8,2x4] [--systems ours,mlx-lm,peft] [--iterations 600]
+        [--workers 2]
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything from the first look at an
 example to the last step, validation, compilation and the frozen pass included, but not the loading of the model's
 weights. Tokens are the examples' own, without padding. Rank 8 on q and v, loss over all tokens, Adam, validation on
 all validation examples every 200 iterations.
+
+--workers starts ours as so many ranks, one for each GPU; BATCH is that of all ranks together.
 
 The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
 makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet.
@@ -59,10 +62,13 @@ def main() -> None:
     parser.add_argument("--shape", choices=["mistral"])
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--again", action="store_true", help="run ours a second time with another learning rate")
+    parser.add_argument("--workers", type=int, default=1, help="ranks of ours")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         system, setting = arguments.one.split(":")
+        if system == "ours" and start_ranks(arguments.workers):
+            return
         batch, layers = map(int, setting.split("x"))
         run_one(system, batch, layers, arguments)
         return
@@ -90,7 +96,7 @@ def start(system: str, setting: str, tokens: Path, scratch: Path, arguments: arg
     rate = arguments.learning_rate * (2 if system == "ours again" else 1)
     command = [sys.executable, __file__, "--one", f"{system.removesuffix(' again')}:{setting}", "--tokens", str(tokens)]
     command += ["--model", str(arguments.model.resolve()), "--iterations", str(arguments.iterations)]
-    command += ["--learning-rate", str(rate)]
+    command += ["--learning-rate", str(rate), "--workers", str(arguments.workers)]
     environment = dict(os.environ)
     if system == "mlx-lm-slow-blas":
         environment["SQLORA_BLAS"] = "mlx"
@@ -108,8 +114,17 @@ def run_one(system: str, batch: int, layers: int, arguments: argparse.Namespace)
     data = json.loads(arguments.tokens.read_text())
     runs = {"ours": ours, "mlx-lm": mlx_lm, "mlx-lm-slow-blas": mlx_lm, "peft": peft}
     figures = runs[system](arguments.model, data, batch, layers, arguments.iterations, arguments.learning_rate)
+    if not figures:  # a rank other than the first
+        return
     figures["tokens_per_second"] = round(figures["tokens"] / figures["seconds"], 1)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
+
+
+def start_ranks(workers: int) -> bool:
+    """Whether this process has run the ranks and there is nothing left to do."""
+    from sqlora.distributed.launch import launched
+
+    return launched(workers, None, "auto")
 
 
 def ours(
@@ -118,7 +133,7 @@ def ours(
     """The train stage's engine; `.sqlora` lies in the current folder."""
     from sqlora.mlx import mx  # noqa: F401 - first of all
 
-    from sqlora.memory import peak_memory
+    from sqlora.distributed.rank import joined
     from sqlora.params.lora import LoraParams
     from sqlora.params.train import TrainParams
     from sqlora.tokenizer import Encoded
@@ -146,17 +161,24 @@ def ours(
         early_stopping=None,
         states_gb=20.0,
         seed=1,
+        workers=1,
+        hostfile=None,
+        backend="auto",
     )
-    started = time.perf_counter()
-    trained = train_adapter(model, train, valid, lora, params, report=lambda _: None)
-    seconds = time.perf_counter() - started
+    with joined() as group:
+        group.barrier()
+        started = time.perf_counter()
+        trained = train_adapter(model, train, valid, lora, params, report=lambda _: None, group=group)
+        seconds = time.perf_counter() - started
+        if group.rank:
+            return {}
     lengths = [len(example.tokens) - 1 for example in train]
     buckets = choose_lengths([len(example.tokens) - 1 for example in (*train, *valid)])
     chosen = (index for step in range(iterations) for index in batch_indices(step, lengths, buckets, batch, 1))
     return {
         "seconds": seconds,
         "tokens": sum(len(train[index].tokens) for index in chosen),
-        "peak_gb": peak_memory(),
+        "peak_gb": max(trained.peaks),
         "frozen_seconds": trained.frozen_seconds,
         "validation_seconds": trained.validation_seconds,
         "valid_loss": trained.reports[-1].valid_loss_all or 0.0,

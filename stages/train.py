@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from dataclasses import fields
 from pathlib import Path
 
 from sqlora.mlx import mx
 
 from sqlora.count import count_lora_parameters, count_parameters
-from sqlora.memory import peak_memory
+from sqlora.distributed.launch import launched
+from sqlora.distributed.rank import joined
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.publish import publish_file, publish_folder
@@ -26,29 +28,34 @@ def main(
     model: Path, examples: Path, valid: Path, out: Path, metrics: Path, loss: Path, lora: LoraParams, train: TrainParams
 ) -> None:
     """Write the adapter folder `out`, the summary `metrics` (JSON) and, while training, the curve `loss` (CSV)."""
-    config = read_config(model)
-    tokenizer = Tokenizer(model)
-    train_examples, valid_examples = (encode(path, tokenizer, config) for path in (examples, valid))
-    trainable = count_lora_parameters(config, layers=lora.layers, rank=lora.rank, targets=lora.targets)
-    print(f"{trainable:,} trainable parameters beside {count_parameters(config):,} of the base model")
-    loss.parent.mkdir(parents=True, exist_ok=True)
-    with open(loss, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, [field.name for field in fields(Report)], lineterminator="\n")
-        writer.writeheader()
+    if launched(train.workers, train.hostfile, train.backend):
+        return
+    with joined() as group:
+        config = read_config(model)
+        tokenizer = Tokenizer(model)
+        train_examples, valid_examples = (encode(path, tokenizer, config) for path in (examples, valid))
+        trainable = count_lora_parameters(config, layers=lora.layers, rank=lora.rank, targets=lora.targets)
+        print(f"{trainable:,} trainable parameters beside {count_parameters(config):,} of the base model")
+        loss.parent.mkdir(parents=True, exist_ok=True)
+        with open(loss if group.rank == 0 else os.devnull, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, [field.name for field in fields(Report)], lineterminator="\n")
+            writer.writeheader()
 
-        def report(row: Report) -> None:
-            writer.writerow(row.row())
-            handle.flush()
+            def report(row: Report) -> None:
+                writer.writerow(row.row())
+                handle.flush()
 
-        trained = train_adapter(model, train_examples, valid_examples, lora, train, report=report)
-    with publish_folder(out) as folder, publish_file(metrics) as metrics_file:
-        mx.save_safetensors(str(folder / "adapters.safetensors"), trained.adapter, metadata={"format": "mlx"})
-        (folder / "adapter_config.json").write_text(json.dumps(adapter_config(lora), indent=2) + "\n")
-        summary = summarise(trained) | {
-            "trainable_parameters": trainable,
-            "total_parameters": count_parameters(config),
-        }
-        metrics_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+            trained = train_adapter(model, train_examples, valid_examples, lora, train, report=report, group=group)
+        if group.rank:
+            return
+        with publish_folder(out) as folder, publish_file(metrics) as metrics_file:
+            mx.save_safetensors(str(folder / "adapters.safetensors"), trained.adapter, metadata={"format": "mlx"})
+            (folder / "adapter_config.json").write_text(json.dumps(adapter_config(lora), indent=2) + "\n")
+            summary = summarise(trained) | {
+                "trainable_parameters": trainable,
+                "total_parameters": count_parameters(config),
+            }
+            metrics_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
 
 def summarise(trained: Trained) -> dict[str, object]:
@@ -67,7 +74,8 @@ def summarise(trained: Trained) -> dict[str, object]:
         "final_valid_loss_all": valid[-1].valid_loss_all,
         # The median, because the first steps are slower.
         "tokens_per_second": rates[len(rates) // 2],
-        "peak_memory_gb": peak_memory(),
+        "peak_memory_gb": max(trained.peaks),  # of one process, the others have as much
+        "workers": len(trained.peaks),
         "frozen_seconds": round(trained.frozen_seconds, 1),
         "train_seconds": round(trained.train_seconds, 1),
         "validation_seconds": round(trained.validation_seconds, 1),

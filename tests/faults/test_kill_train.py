@@ -40,6 +40,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    workers=1,
+    hostfile=None,
+    backend="auto",
 )
 KILLS = 20
 

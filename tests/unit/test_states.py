@@ -27,6 +27,8 @@ def test_what_was_added_is_read_padded_with_zeros(tmp_path: Path) -> None:
     assert np.array_equal(batch[1, :3], one)
     assert not batch[1, 3:].any()
     store.add([("c", states(3, 2))])
+    assert np.array_equal(store.read(["c"], 2)[0], states(3, 2))
+    store.settle()
     again = StateStore(tmp_path / "s", 4, "float32")
     assert np.array_equal(again.read(["c"], 2)[0], states(3, 2))
     assert np.array_equal(again.read(["a"], 3)[0], one)
@@ -37,8 +39,10 @@ def test_after_a_crash_the_unfinished_part_is_gone_and_the_rest_is_whole(tmp_pat
     folder = tmp_path / "s"
     store = StateStore(folder, 4, "float32")
     store.add([("a", states(1, 3))])
+    store.settle()
     whole = (folder / "index-0.jsonl").read_text()
     store.add([("b", states(2, 5))])
+    store.settle()
     if cut == "states":  # the index came to the disk, the states did not
         os.truncate(folder / "states-0.bin", 3 * 16 + 7)
     elif cut == "index":
@@ -49,6 +53,7 @@ def test_after_a_crash_the_unfinished_part_is_gone_and_the_rest_is_whole(tmp_pat
     assert "a" in again
     assert "b" not in again
     again.add([("c", states(4, 2))])
+    again.settle()
     last = StateStore(folder, 4, "float32")
     assert np.array_equal(last.read(["a"], 3)[0], states(1, 3))
     assert np.array_equal(last.read(["c"], 2)[0], states(4, 2))
@@ -58,6 +63,7 @@ def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
     one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
     one.add([("a", states(1, 3))])
     two.add([("b", states(2, 5))])
+    two.settle()
     assert "b" not in one
     one.refresh()
     assert np.array_equal(one.read(["b", "a"], 5)[0], states(2, 5))
@@ -67,6 +73,7 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     for number, name in enumerate(("old", "mine", "new")):
         store = StateStore(tmp_path / name, 4, "float32")
         store.add([("a", states(1, 1000))])
+        store.settle()
         os.utime(tmp_path / name, (number, number))
     assert make_room(tmp_path, tmp_path / "mine", 3 * 20_000) == []
     assert make_room(tmp_path, tmp_path / "mine", 2 * 20_000) == ["old"]

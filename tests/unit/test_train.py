@@ -23,6 +23,7 @@ from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Report
+from sqlora.train.feed import transfer
 from sqlora.train.gradients import Automatic, Written
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
@@ -30,7 +31,7 @@ from sqlora.train.loss import Batch, make_batch
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
-from sqlora.train.upper import Upper, fill_store, to_mlx
+from sqlora.train.upper import Upper, fill_store
 
 LORA = LoraParams(layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
@@ -52,6 +53,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=3,
+    workers=1,
+    hostfile=None,
+    backend="auto",
 )
 Arrays = dict[str, np.ndarray]
 
@@ -173,7 +177,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     assert len(expected) == layers * len(lora.targets) * 2
     layout = Layout(flatten(upper.adapter()))
     model = kind(upper, layout, lora) if kind is Written else kind(upper, layout)
-    other, vector = model.gradients(layout.join(flatten(upper.adapter())), batch)
+    other, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
     found = {in_whole(name, frozen): value for name, value in layout.split(vector / batch.counted).items()}
     assert found.keys() == expected.keys()
     assert min(mx.abs(value).max().item() for value in expected.values()) > 1e-5
@@ -211,7 +215,7 @@ def distance(one: dict[str, mx.array], other: dict[str, mx.array]) -> float:
 
 def mean_loss(upper: Upper, batch: Batch) -> float:
     """Of the model as it is, through its own layers."""
-    states = upper.states(to_mlx(batch.inputs))
+    states = upper.states(transfer([batch])[0].inputs)
     logits = upper.logits(states.reshape(-1, states.shape[-1])[mx.array(batch.positions)])
     return nn.losses.cross_entropy(logits, mx.array(batch.targets)).mean().item()
 
@@ -333,13 +337,41 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
             )
             for group in groups
         ]
-        loss, norm = stepper.step(batches)
+        loss, norm = stepper.step(transfer(batches))
         return loss.item(), norm.item(), {k: np.array(v) for k, v in stepper.adapter().items()}
 
     large, parts = step([[0, 1, 2, 3, 4, 5]]), step([[0], [1, 2], [3, 4, 5]])
     assert parts[0] == pytest.approx(large[0], abs=1e-6)
     assert parts[1] == pytest.approx(large[1], rel=1e-5)
     assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
+
+
+@pytest.mark.parametrize("adapter", ["written", "automatic"])
+def test_compiled_steps_are_the_same_steps(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    if adapter == "automatic":
+        monkeypatch.setattr("sqlora.train.gradients.supports", lambda _: False)
+    settings = {"iterations": 4, "validate_every": 2, "batch_size": 4, "gradient_accumulation": 2}
+    plain = run(model_folder, **settings)
+    fresh_start(tmp_path)
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    compiled = run(model_folder, **settings)
+    for one, other in zip(compiled.reports, plain.reports, strict=True):
+        assert one.valid_loss_completion == pytest.approx(other.valid_loss_completion, abs=1e-4)
+        assert one.valid_loss_all == pytest.approx(other.valid_loss_all, abs=1e-4)
+    assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
+
+
+def test_compiled_dropout_follows_seed_and_step(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = dataclasses.replace(LORA, dropout=0.5)
+    plain = arrays(run(model_folder, lora=lora, iterations=3))
+    fresh_start(tmp_path)
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    compiled = arrays(run(model_folder, lora=lora, iterations=3))
+    assert all(np.allclose(value, compiled[name], atol=1e-5) for name, value in plain.items())
 
 
 def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path) -> None:
@@ -476,7 +508,7 @@ def test_a_second_run_of_the_same_inputs_is_refused(
     from filelock import FileLock
 
     run(model_folder, iterations=2)
-    monkeypatch.setattr("sqlora.train.run._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("sqlora.train.inputs.LOCK_SECONDS", 0.1)
     (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
     with FileLock(folder / "lock"), pytest.raises(SqloraError, match="another training of the same inputs"):
         run(model_folder, iterations=2)

@@ -22,6 +22,8 @@ class TrainParams:
     early_stopping: end after so many validations without a better one; null never.
     states_gb: disk space for stored states of the frozen layers, in GB (1e9 bytes); 0 stores none.
     seed: of the adapter's initial values, the order of examples and dropout.
+    workers: processes of this machine that share each step; hostfile: of mlx.launch, for several machines, or null;
+    backend: of mlx.distributed; auto is nccl on CUDA and ring elsewhere, unless the hostfile names one.
     """
 
     batch_size: Annotated[int, Range(least=1)]
@@ -42,3 +44,6 @@ class TrainParams:
     early_stopping: Annotated[int, Range(least=1)] | None
     states_gb: Annotated[float, Range(least=0)]
     seed: Annotated[int, Range(least=0, most=2**32 - 1)]
+    workers: Annotated[int, Range(least=1)]
+    hostfile: str | None
+    backend: Annotated[str, OneOf(("auto", "ring", "mpi", "nccl"))]

@@ -13,6 +13,7 @@ from typing import Any
 
 from sqlora.mlx import mx, tree_flatten
 
+from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
 
 ROOT = Path(".sqlora/train")
@@ -81,6 +82,18 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
             next_step=f"Check the disk. To start over, delete {folder} and run dvc repro.",
         )
     return None, []
+
+
+def load_together(folder: Path, group: Group) -> Checkpoint | None:
+    """The newest whole checkpoint that the first rank has, on every rank; warns of damaged ones."""
+    mine, warnings = load_latest(folder) if group.rank == 0 else (None, [])
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    record: dict[str, Any] | None = group.first({"step": mine.step} | mine.record if mine else None)
+    if record is None:
+        return None
+    parts = [group.first_arrays(getattr(mine, name) if mine else {}) for name in ("adapter", "optimizer", "best")]
+    return Checkpoint(record.pop("step"), parts[0], parts[1], parts[2], record)
 
 
 def steps(folder: Path) -> list[Path]:

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlora.mlx import mx, tree_unflatten
 
+import numpy as np
+
+from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.memory import peak_memory
 from sqlora.params.train import TrainParams
 from sqlora.progress import progress
-from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import batch_indices, bucket_of
-from sqlora.train.checkpoint import Checkpoint, flatten, load_latest, save
-from sqlora.train.loss import Batch, Fetch, make_batch
-from sqlora.train.step import Stepper, number
-
-_VALIDATION_TOKENS = 1_024
+from sqlora.train.buckets import batch_indices
+from sqlora.train.checkpoint import Checkpoint, flatten, load_together, save
+from sqlora.train.division import divide, most_rows
+from sqlora.train.feed import Feed
+from sqlora.train.loss import Batch, counted_from, make_batch, most_counted
+from sqlora.train.step import Stepper
+from sqlora.train.validation import Data, validation_losses
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Data:
-    """examples: encoded; fetch: gives what goes into the model; buckets: lengths of batches."""
+class _Taken:
+    """A step whose loss and norm are not read yet."""
 
-    examples: Sequence[Encoded]
-    fetch: Fetch
-    buckets: Sequence[int]
+    step: int
+    loss: mx.array
+    norm: mx.array
+    chosen: list[int]
+    counted: int
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
@@ -67,7 +71,8 @@ class Engine:
         stepper: model and optimizer.
         folder: of the run's checkpoints.
         report: called with each report as it comes, and with those of an earlier process first.
-        stop: asked before each step; a true answer saves and ends.
+        stop: asked before each step; a true answer, which all ranks get, saves and ends.
+        group: the ranks that share the work; the first one alone reads and writes checkpoints.
     """
 
     def __init__(
@@ -80,14 +85,21 @@ class Engine:
         *,
         report: Callable[[Report], None],
         stop: Callable[[], bool] = lambda: False,
+        group: Group = ALONE,
     ) -> None:
         self.stepper, self.train, self.valid, self.params = stepper, train, valid, params
-        self.folder, self.report, self.stop = folder, report, stop
+        self.folder, self.report, self.stop, self.group = folder, report, stop, group
         self.reports: list[Report] = []
         self.best: dict[str, mx.array] = {}
         self.best_loss, self.best_step, self.worse = math.inf, 0, 0
         self.step = self.resumed_from = 0
         self.lengths = [len(example.tokens) - 1 for example in train.examples]
+        self.rows = 0
+        self.counted: dict[int, int] = {}
+        if stepper.compiled:  # a graph a shape, so every batch of a bucket is filled up to one
+            self.rows = most_rows(params.batch_size, params.gradient_accumulation, group.size)
+            self.counted = most_counted(train.examples, train.buckets, self.rows, params.loss)
+        self.feed = Feed(self._gather, params.iterations, train.step_bytes(params))
         self._since: list[tuple[float, int]] = []  # since the last report: loss, counted tokens
         self._tokens, self._seconds = 0, 0.0
 
@@ -136,63 +148,68 @@ class Engine:
     def _advance(self, until: int, bar: Any) -> None:
         """Take steps up to number `until`; the GPU works on one while the next is prepared."""
         started = time.perf_counter()
-        running: tuple[int, mx.array, mx.array, list[int], int] | None = None
+        taken: list[_Taken] = []
         while self.step < until:
-            batches, chosen = self._batches(self.step)
+            data = self.feed(self.step)
+            rows = [self.train.examples[index] for index in data.chosen]
+            counted = sum(len(row.tokens) - 1 - counted_from(row, self.params.loss) for row in rows)
             # Dropout is a function of seed and step, like the order, so that a resumed run repeats it.
-            mx.random.seed(self.params.seed * 1_000_003 + self.step + 1)
-            loss, norm = self.stepper.step(batches)
-            if running:
-                self._check(*running)
-            running = (self.step + 1, loss, norm, chosen, sum(batch.counted for batch in batches))
-            self._tokens += sum(batch.real_tokens for batch in batches)
+            mx.random.seed(self.params.seed * 1_000_003 + self.step + 1 + (self.group.rank << 48))
+            loss, norm = self.stepper.step(data.batches, counted)
+            if taken:
+                mx.eval(taken[-1].loss)
+            taken.append(_Taken(self.step + 1, loss, norm, data.chosen, counted))
+            self._tokens += sum(len(row.tokens) for row in rows)
             self.step += 1
             bar.update()
             if self.stop():
                 break
-        if running:
-            self._check(*running)
+        self._check(taken)
         self._seconds += time.perf_counter() - started
 
-    def _batches(self, step: int) -> tuple[list[Batch], list[int]]:
+    def _gather(self, step: int) -> tuple[list[Batch], list[int]]:
+        """This rank's batches of a step, and the examples of all ranks."""
         params, train = self.params, self.train
-        batches, every = [], []
-        for part in range(params.gradient_accumulation):
-            index = step * params.gradient_accumulation + part
-            chosen = batch_indices(index, self.lengths, train.buckets, params.batch_size, params.seed)
-            length = bucket_of(max(self.lengths[one] for one in chosen), train.buckets)
-            batches.append(make_batch(train.examples, chosen, train.fetch, length=length, kind=params.loss))
-            every += chosen
-        return batches, every
-
-    def _check(self, step: int, loss: mx.array, norm: mx.array, chosen: list[int], counted: int) -> None:
-        values = [number(value) for value in (loss, norm)]
-        if not all(math.isfinite(value) for value in values):
-            good = f"the last good checkpoint is of step {self.step_saved}" if self.step_saved else "no checkpoint yet"
-            raise SqloraError(
-                "params.yaml",
-                found=f"a loss of {values[0]} and a gradient of norm {values[1]} at iteration {step}, training "
-                f"examples {', '.join(str(index + 1) for index in chosen)} ({good})",
-                expected="finite numbers",
-                next_step="Lower train.learning_rate or lora.scale, or set train.max_gradient_norm; with float16, try "
-                "convert.dtype bfloat16.",
+        size, count = params.batch_size, params.gradient_accumulation
+        numbers = range(step * count, (step + 1) * count)
+        parts = [batch_indices(number, self.lengths, train.buckets, size, params.seed) for number in numbers]
+        batches = [
+            make_batch(
+                train.examples,
+                chosen,
+                train.fetch,
+                length=length,
+                kind=params.loss,
+                rows=self.rows,
+                counted=self.counted.get(length, 0),
             )
-        self._since.append((values[0], counted))
-        self._norm = values[1]
+            for chosen, length in divide(parts, self.lengths, train.buckets, size, self.group.rank, self.group.size)
+        ]
+        return batches, [index for part in parts for index in part]
+
+    def _check(self, taken: list[_Taken]) -> None:
+        """Read the losses of some steps, all at once because each reading waits for the device."""
+        values = np.array(mx.stack([mx.stack([one.loss, one.norm]) for one in taken]))
+        for one, (loss, norm) in zip(taken, values.tolist(), strict=True):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                good = f"the last good checkpoint is of step {self.step_saved}" if self.step_saved else "no checkpoint"
+                raise SqloraError(
+                    "params.yaml",
+                    found=f"a loss of {loss} and a gradient of norm {norm} at iteration {one.step}, training "
+                    f"examples {', '.join(str(index + 1) for index in one.chosen)} ({good})",
+                    expected="finite numbers",
+                    next_step="Lower train.learning_rate or lora.scale, or set train.max_gradient_norm; with float16, "
+                    "try convert.dtype bfloat16.",
+                )
+            self._since.append((loss, one.counted))
+            self._norm = norm
 
     step_saved = 0
     _norm: float | None = None
 
     def _validate(self, step: int) -> None:
         started = time.perf_counter()
-        sums, counts = [0.0, 0.0], [0, 0]
-        for chosen, length in self._validation_batches():
-            batch = make_batch(self.valid.examples, chosen, self.valid.fetch, length=length, kind="all")
-            for which, value in enumerate(self.stepper.losses(batch)):
-                sums[which] += value
-            counts[0] += int(batch.answers.sum())
-            counts[1] += batch.counted
-        completion, every = (total / count for total, count in zip(sums, counts, strict=True))
+        completion, every = validation_losses(self.stepper, self.valid, self.params.batch_size, self.group)
         if not math.isfinite(completion + every):
             raise SqloraError(
                 "validation",
@@ -211,17 +228,6 @@ class Engine:
         self._report(completion, every)
 
     validation_seconds = 0.0
-
-    def _validation_batches(self) -> Iterator[tuple[list[int], int]]:
-        """Examples and the length of each batch; nothing is kept for a way back, so more examples go at once."""
-        lengths = [len(example.tokens) - 1 for example in self.valid.examples]
-        by_bucket: dict[int, list[int]] = {}
-        for index in sorted(range(len(lengths)), key=lengths.__getitem__):
-            by_bucket.setdefault(bucket_of(lengths[index], self.valid.buckets), []).append(index)
-        for length, indices in by_bucket.items():
-            rows = max(self.params.batch_size, _VALIDATION_TOKENS // length)
-            for start in range(0, len(indices), rows):
-                yield indices[start : start + rows], length
 
     def _report(self, completion: float | None, every: float | None) -> None:
         counted = sum(count for _, count in self._since)
@@ -252,14 +258,13 @@ class Engine:
             "worse": self.worse,
             "norm": self._norm,
         }
-        adapter = self.stepper.adapter()
-        save(self.folder, Checkpoint(self.step, adapter, flatten(self.stepper.optimizer.state), self.best, record))
+        if self.group.rank == 0:
+            adapter = self.stepper.adapter()
+            save(self.folder, Checkpoint(self.step, adapter, flatten(self.stepper.optimizer.state), self.best, record))
         self.step_saved = self.step
 
     def _resume(self) -> None:
-        checkpoint, warnings = load_latest(self.folder)
-        for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+        checkpoint = load_together(self.folder, self.group)
         if checkpoint is None:
             return
         record = checkpoint.record

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
 
-import numpy as np
-
 from sqlora.params.lora import LoraParams
+from sqlora.train.feed import Ready
 from sqlora.train.layer import Factors, Kept, Layer, make_mask, supports
 from sqlora.train.layout import Layout
-from sqlora.train.loss import Batch
-from sqlora.train.upper import Upper, to_mlx
+from sqlora.train.upper import Upper
 
 
 class Model(Protocol):
     """What a training step and a validation need of the upper part of a model and an adapter's vector."""
 
-    def hidden(self, vector: mx.array, inputs: mx.array) -> mx.array:
-        """Tokens or states -> (T, width), the input of the last norm; T is rows x length."""
-
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """The summed loss of the batch's counted tokens and its gradient, a vector in float32."""
 
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+        """The summed loss of the tokens of completions, and of all counted tokens; without dropout."""
 
-def choose_model(upper: Upper, layout: Layout, lora: LoraParams) -> Model:
+
+def choose_model(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool) -> Model:
     """The written-out layers where the model has them, MLX's automatic differentiation otherwise."""
-    return Written(upper, layout, lora) if supports(upper.layers) else Automatic(upper, layout)
+    if supports(upper.layers):
+        return Written(upper, layout, lora, compiled=compiled)
+    return Automatic(upper, layout, compiled=compiled)
 
 
 class Written:
@@ -37,7 +37,7 @@ class Written:
     The adapter is kept and updated in float32 and computed with in the model's own type.
     """
 
-    def __init__(self, upper: Upper, layout: Layout, lora: LoraParams) -> None:
+    def __init__(self, upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool = False) -> None:
         self._upper, self._layout, self._dropout = upper, layout, lora.dropout
         self._layers = [Layer(block) for block in upper.layers]
         self._places = [_places(layout, number) for number in range(len(self._layers))]
@@ -48,18 +48,32 @@ class Written:
                 for name, shape in layout.shapes.items()
             }
         )
+        self._run_gradients = _compile(self._gradients, compiled)
 
-    def hidden(self, vector: mx.array, inputs: mx.array) -> mx.array:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        state, shape = self._start(inputs)
+        loss, gradient = self._run_gradients(
+            vector, batch.inputs, batch.positions, batch.targets, batch.weights, batch.places
+        )
+        return loss, gradient
+
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+        """See Model."""
+        state, shape = self._start(batch.inputs)
         for layer, adapters, mask in self._each(vector, state, shape, dropout=0.0):
             state, _ = layer.forward(state, shape, mask, adapters)
-        return state
+        return _both_losses(self._upper, state, batch)
 
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-        """See Model."""
-        upper = self._upper
-        state, shape = self._start(to_mlx(batch.inputs))
+    def _gradients(
+        self,
+        vector: mx.array,
+        inputs: mx.array,
+        positions: mx.array,
+        targets: mx.array,
+        weights: mx.array,
+        places: mx.array,
+    ) -> tuple[mx.array, mx.array]:
+        state, shape = self._start(inputs)
         each = self._each(vector, state, shape, dropout=self._dropout)
         kept: list[Kept | mx.array] = []
         masks: list[dict[str, mx.array | None]] = []
@@ -67,8 +81,10 @@ class Written:
             before = state
             state, inner = layer.forward(before, shape, mask, adapters)
             masks.append({name: dropped for name, (_, dropped) in inner.low.items()})
-            kept.append(before if upper.checkpointing else inner)
-        loss, gradient = self._head(state, batch)
+            kept.append(before if self._upper.checkpointing else inner)
+        loss, gradient = mx.value_and_grad(_summed_loss, argnums=1)(self._upper, state[positions], targets, weights)
+        # Back to all tokens by gathering: whose next token does not count takes the row of zeros behind the others.
+        gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])[places]
         found: dict[str, mx.array] = {}
         for number in reversed(range(len(each))):
             layer, adapters, mask = each[number]
@@ -108,47 +124,57 @@ class Written:
             result.append((layer, adapters, masks[window]))
         return result
 
-    def _head(self, state: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-        """The loss, and its gradient with respect to the last layer's output, (T, width)."""
-        upper, positions = self._upper, batch.positions
-        targets = mx.array(batch.targets)
-
-        def summed(chosen: mx.array) -> mx.array:
-            return nn.losses.cross_entropy(upper.logits(chosen), targets).sum()
-
-        loss, gradient = mx.value_and_grad(summed)(state[mx.array(positions)])
-        # Back to all tokens by gathering: whose next token does not count takes the row of zeros behind the others.
-        rows = np.full(state.shape[0], len(positions), dtype=np.int32)
-        rows[positions] = np.arange(len(positions), dtype=np.int32)
-        zeros = mx.zeros((1, state.shape[1]), dtype=gradient.dtype)
-        return loss, mx.concatenate([gradient, zeros])[mx.array(rows)]
-
 
 class Automatic:
     """Any model and any adapter that mlx-lm knows, through MLX's automatic differentiation."""
 
-    def __init__(self, upper: Upper, layout: Layout) -> None:
+    def __init__(self, upper: Upper, layout: Layout, *, compiled: bool = False) -> None:
         self._upper, self._layout = upper, layout
+        self._run_gradients = _compile(self._gradients, compiled)
 
-    def hidden(self, vector: mx.array, inputs: mx.array) -> mx.array:
+    def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        return self._hidden(self._layout.split(vector), inputs)
+        loss, gradient = self._run_gradients(vector, batch.inputs, batch.positions, batch.targets, batch.weights)
+        return loss, gradient
 
-    def gradients(self, vector: mx.array, batch: Batch) -> tuple[mx.array, mx.array]:
-        """See Model."""
-        inputs, positions, targets = to_mlx(batch.inputs), mx.array(batch.positions), mx.array(batch.targets)
+    def _gradients(
+        self, vector: mx.array, inputs: mx.array, positions: mx.array, targets: mx.array, weights: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        self._upper.train()
 
         def summed(arrays: Mapping[str, mx.array]) -> mx.array:
-            chosen = self._hidden(arrays, inputs)[positions]
-            return nn.losses.cross_entropy(self._upper.logits(chosen), targets).sum()
+            return _summed_loss(self._upper, self._hidden(arrays, inputs)[positions], targets, weights)
 
         loss, gradients = mx.value_and_grad(summed)(self._layout.split(vector))
         return loss, self._layout.join(gradients).astype(mx.float32)
+
+    def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+        """See Model."""
+        self._upper.eval()
+        return _both_losses(self._upper, self._hidden(self._layout.split(vector), batch.inputs), batch)
 
     def _hidden(self, arrays: Mapping[str, mx.array], inputs: mx.array) -> mx.array:
         self._upper.update(tree_unflatten(list(arrays.items())))
         state = self._upper.states(inputs)
         return state.reshape(-1, state.shape[-1])
+
+
+def _compile(run: Callable[..., Any], compiled: bool) -> Callable[..., Any]:
+    """Issuing operations one by one takes longer than a GPU needs for them; a compiled graph's MLX issues by itself."""
+    if not compiled:
+        return run
+    result: Callable[..., Any] = mx.compile(run, inputs=mx.random.state, outputs=mx.random.state)
+    return result
+
+
+def _summed_loss(upper: Upper, states: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+    """Of the tokens behind the chosen states (counted, width), in nats."""
+    return (nn.losses.cross_entropy(upper.logits(states), targets) * weights).sum()
+
+
+def _both_losses(upper: Upper, states: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
+    each = nn.losses.cross_entropy(upper.logits(states[batch.positions]), batch.targets)
+    return (each * batch.answers).sum(), (each * batch.weights).sum()
 
 
 def _places(layout: Layout, layer: int) -> dict[str, str]:

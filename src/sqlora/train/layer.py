@@ -2,8 +2,8 @@
 
 Automatic differentiation of mlx-lm's layer gives some 220 operations a layer, which a GPU works through faster than the
 host can issue them, and it keeps whatever it meets. Written out there are a third of them: additions go into the
-matrix products, nothing is computed for frozen weights, and what is kept for the way back is listed in `Kept`. Nothing
-here has to be compiled again for another batch shape. A test compares it with automatic differentiation.
+matrix products, nothing is computed for frozen weights, and what is kept for the way back is listed in `Kept`. A test
+compares it with automatic differentiation.
 """
 
 from __future__ import annotations
@@ -134,6 +134,9 @@ class Layer:
     ) -> tuple[mx.array | None, Gradients]:
         """Gradients with respect to the input (None unless needed) and to the factors of each adapted projection."""
         gradients: Gradients = {}
+        # What is computed again depends on the gradient: a compiler would otherwise find that the forward pass computed
+        # the same values, and keep those.
+        before, between, gate, up = mx.depends([kept.state, kept.middle, kept.gate, kept.up], [gradient])
 
         def factors_back(name: str, gradient: mx.array, inputs: mx.array) -> mx.array:
             """Notes the factors' gradients; returns (T, rank), the gradient behind the first factor."""
@@ -152,21 +155,21 @@ class Layer:
                     result = result + (reduced @ adapters[name].a.T) * keep
             return result
 
-        inner = _swiglu(kept.gate, kept.up) if "down_proj" in adapters else gradient
+        inner = _swiglu(gate, up) if "down_proj" in adapters else gradient
         d_inner = back("down_proj", gradient, inner)
-        d_gate, d_up = _swiglu_back(d_inner, kept.gate, kept.up)
+        d_gate, d_up = _swiglu_back(d_inner, gate, up)
         adapted = "gate_proj" in adapters or "up_proj" in adapters
-        normed = self._normed(1, kept.middle) if adapted else d_up
+        normed = self._normed(1, between) if adapted else d_up
         d_normed = back("up_proj", d_up, normed, back("gate_proj", d_gate, normed))
-        middle = gradient + self._normed_back(1, kept.middle, d_normed)
+        middle = gradient + self._normed_back(1, between, d_normed)
         d_mixed = back("o_proj", middle, kept.mixed)
         d_query, d_key, d_value = _attend_back(d_mixed, kept, mask, self._scale)
         # A rotation's way back does not depend on what was rotated.
         d_query, d_key = (
-            mx.vjp(self._rope, [before], [after])[1][0] for before, after in ((kept.query, d_query), (kept.key, d_key))
+            mx.vjp(self._rope, [one], [change])[1][0] for one, change in ((kept.query, d_query), (kept.key, d_key))
         )
         rows = {"q_proj": d_query, "k_proj": d_key, "v_proj": d_value}
-        normed = self._normed(0, kept.state) if rows.keys() & adapters.keys() else d_query
+        normed = self._normed(0, before) if rows.keys() & adapters.keys() else d_query
         total: mx.array | None = None
         for name, heads in rows.items():
             flat = heads.transpose(0, 2, 1, 3).reshape(shape[0] * shape[1], -1)
@@ -174,7 +177,7 @@ class Layer:
                 total = back(name, flat, normed, total)
             elif name in adapters:
                 factors_back(name, flat, normed)
-        return None if total is None else middle + self._normed_back(0, kept.state, total), gradients
+        return None if total is None else middle + self._normed_back(0, before, total), gradients
 
     def _normed(self, which: int, state: mx.array) -> mx.array:
         norm = self._norms[which]

@@ -8,37 +8,41 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from sqlora.mlx import mx
 
-import numpy as np
-from filelock import FileLock, Timeout
-from mlx_lm.utils import load_model
-from numpy.typing import NDArray
+from filelock import Timeout
 
+from sqlora.distributed.group import ALONE, Group
+from sqlora.distributed.rank import watching_together
 from sqlora.errors import SqloraError
+from sqlora.memory import peak_memory
+from sqlora.model import load_lazily
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
-from sqlora.train.buckets import choose_lengths, used_examples
-from sqlora.train.engine import Data, Engine, Interrupted, Report
+from sqlora.train.engine import Engine, Interrupted, Report
 from sqlora.train.identity import model_identity
-from sqlora.train.interruption import watching
+from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
 from sqlora.train.lora import add_lora
-from sqlora.train.states import ROOT, StateStore, key_of, make_room
+from sqlora.train.states import key_of
 from sqlora.train.step import Stepper
-from sqlora.train.upper import Upper, fill_store, state_dtype
+from sqlora.train.upper import Upper
+from sqlora.train.validation import Data
 
 _ENGINE = 2  # goes up when equal inputs no longer give equal bits, so that older checkpoints are left alone
-_LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
+# Padding costs little here, and a GPU takes a tenth of a second to get ready for each new shape.
+_VALIDATION_PADDING = 0.15
+# Of the section `train`: where and with how many processes a run takes place, which changes no result.
+_LAUNCH = ("workers", "hostfile", "backend")
 
 
 @dataclass(frozen=True)
 class Trained:
     """adapter: name as in mlx-lm's file -> array; step: which one is published; states: how many examples' states were
-    computed and how many were there; seconds: of the frozen pass, of the steps, of validation.
+    computed and how many were there; seconds: of the frozen pass, the steps, validation; peaks: each rank's memory
+    in GB.
     """
 
     adapter: dict[str, mx.array]
@@ -49,6 +53,7 @@ class Trained:
     frozen_seconds: float
     train_seconds: float
     validation_seconds: float
+    peaks: list[float]
 
 
 def train_adapter(
@@ -59,15 +64,16 @@ def train_adapter(
     params: TrainParams,
     *,
     report: Callable[[Report], None],
+    group: Group = ALONE,
 ) -> Trained:
-    """Train an adapter for the converted model in a folder.
+    """Train an adapter for the converted model in a folder; every rank of the group calls this and gets the same.
 
     Raises:
         SqloraError: settings that do not fit the model, no room on the disk, a loss that is not finite, another run of
             the same inputs that goes on.
         KeyboardInterrupt: the run was asked to end; it has saved a checkpoint.
     """
-    base, config = load_model(model, lazy=True)
+    base, config = load_lazily(model)
     layers = len(base.layers)
     if lora.layers > layers:
         raise SqloraError(
@@ -77,40 +83,58 @@ def train_adapter(
             next_step="Lower lora.layers.",
         )
     frozen = layers - lora.layers if params.states_gb else 0
-    buckets = choose_lengths([len(example.tokens) - 1 for example in (*train, *valid)])
+    buckets = lengths_of(train)
     weights = model_identity(model)
-    run = checkpoint.fingerprint(
-        {
-            "model": weights,
-            "train": [key_of(example.tokens) for example in train],
-            "prompts": [example.prompt_tokens for example in train],
-            "valid": [key_of(example.tokens) for example in valid],
-            "lora": asdict(lora),
-            "params": asdict(params),
-            "device": str(mx.default_device()),
-            "mlx": metadata.version("mlx"),
-            "engine": _ENGINE,
-        }
-    )
+    inputs_of_run = {
+        "model": weights,
+        "train": [key_of(example.tokens) for example in train],
+        "prompts": [example.prompt_tokens for example in train],
+        "valid": [key_of(example.tokens) for example in valid],
+        "lora": asdict(lora),
+        "params": {name: value for name, value in asdict(params).items() if name not in _LAUNCH},
+        "device": str(mx.default_device()),
+        "mlx": metadata.version("mlx"),
+        "engine": _ENGINE,
+    }
+    if lora.dropout and group.size > 1:
+        inputs_of_run["workers"] = group.size  # each rank draws masks of its own
+    group.require_same(inputs_of_run)
+    run = checkpoint.fingerprint(inputs_of_run)
     folder = checkpoint.ROOT / run
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder / "lock", timeout=_LOCK_SECONDS), watching() as watch:
+        with lock_if(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
-            inputs, computed, reused = _inputs(model, config, frozen, buckets, train, valid, weights, params)
+            inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group)
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()
             upper.load()
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
-            stepper = Stepper(upper, lora, params)
-            data = [Data(examples, inputs(examples), buckets) for examples in (train, valid)]
-            engine = Engine(stepper, data[0], data[1], params, folder, report=report, stop=watch)
-            _announce(folder)
+            stepper = Stepper(upper, lora, params, group, compiled=_compiles())
+            engine = Engine(
+                stepper,
+                Data(train, inputs.fetcher(train), buckets, inputs.token_bytes),
+                Data(
+                    valid,
+                    inputs.fetcher(valid),
+                    lengths_of(valid, most_padding=_VALIDATION_PADDING),
+                    inputs.token_bytes,
+                ),
+                params,
+                folder,
+                report=report,
+                stop=watch,
+                group=group,
+            )
+            if group.rank == 0:
+                _announce(folder)
             started = perf_counter()
             adapter = engine.run()
+            inputs.settle()
             seconds = perf_counter() - started - engine.validation_seconds
+            peaks = group.each(peak_memory())
     except Timeout:
         raise SqloraError(
             folder / "lock",
@@ -124,78 +148,18 @@ def train_adapter(
         {_published_name(name, frozen): value for name, value in adapter.items()},
         engine.reports,
         engine.best_step if params.keep == "best" else engine.step,
-        computed,
-        reused,
+        inputs.computed,
+        inputs.reused,
         frozen_seconds,
         seconds,
         engine.validation_seconds,
+        [round(peak, 3) for peak in peaks],
     )
 
 
-Fetcher = Callable[[Sequence[int], int], NDArray[np.generic]]
-
-
-def _inputs(
-    model: Path,
-    config: dict[str, Any],
-    frozen: int,
-    buckets: Sequence[int],
-    train: Sequence[Encoded],
-    valid: Sequence[Encoded],
-    weights: str,
-    params: TrainParams,
-) -> tuple[Callable[[Sequence[Encoded]], Fetcher], int, int]:
-    """What gives the model's inputs: stored states, or tokens if no layer is frozen; computed and reused examples."""
-    if not frozen:
-        return _tokens, 0, 0
-    lengths = [len(example.tokens) - 1 for example in train]
-    steps = params.iterations * params.gradient_accumulation
-    used = used_examples(steps, lengths, buckets, params.batch_size, params.seed)
-    wanted = [example.tokens[:-1] for example in (*(train[index] for index in used), *valid)]
-    width, dtype = config["hidden_size"], state_dtype(config)
-    # The buckets belong to the name: padded to other lengths, states differ in their last bits.
-    name = checkpoint.fingerprint(
-        {"model": weights, "frozen": frozen, "buckets": list(buckets), "device": str(mx.default_device())}
-    )
-    needed = sum(map(len, wanted)) * width * np.dtype(dtype).itemsize
-    _require_room(needed, params.states_gb)
-    store = StateStore(ROOT / name, width, dtype)
-    dropped = make_room(ROOT, ROOT / name, int(params.states_gb * 1e9) - needed)
-    if dropped:
-        print(f"dropped the states of {len(dropped)} earlier settings to make room")
-    computed = fill_store(store, model, frozen, wanted, buckets)
-    distinct = len({key_of(tokens) for tokens in wanted})
-    print(f"frozen layers: {computed:,} examples computed, {distinct - computed:,} reused, {needed / 1e9:.2f} GB")
-
-    def stored(examples: Sequence[Encoded]) -> Fetcher:
-        keys = [key_of(example.tokens[:-1]) for example in examples]
-        return lambda chosen, length: store.read([keys[index] for index in chosen], length)
-
-    return stored, computed, distinct - computed
-
-
-def _tokens(examples: Sequence[Encoded]) -> Fetcher:
-    def fetch(chosen: Sequence[int], length: int) -> NDArray[np.generic]:
-        batch = np.zeros((len(chosen), length), dtype=np.int32)
-        for row, index in enumerate(chosen):
-            batch[row, : len(examples[index].tokens) - 1] = examples[index].tokens[:-1]
-        return batch
-
-    return fetch
-
-
-def _require_room(needed: int, states_gb: float) -> None:
-    ROOT.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(ROOT).free
-    if needed > states_gb * 1e9 or needed > free:
-        raise SqloraError(
-            ROOT,
-            found=f"room for {min(states_gb, free / 1e9):.1f} GB "
-            f"(train.states_gb {states_gb:g}, {free / 1e9:.1f} free)",
-            expected=f"{needed / 1e9:.1f} GB for the states of the frozen layers",
-            next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
-            "step computes all layers.",
-        )
+def _compiles() -> bool:
+    # On a CPU mx.compile calls the C++ compiler and gains nothing.
+    return mx.default_device().type == mx.DeviceType.gpu
 
 
 def _announce(folder: Path) -> None:

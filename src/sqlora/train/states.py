@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,8 @@ class StateStore:
         self._places: dict[str, tuple[int, int, int]] = {}  # key -> part, first token, tokens
         self._ends: dict[int, int] = {}  # part -> tokens
         self._maps: dict[int, NDArray[np.generic]] = {}
+        self._settling = ThreadPoolExecutor(max_workers=1)
+        self._unsettled: list[Future[None]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._mend()
         self.refresh()
@@ -52,25 +55,43 @@ class StateStore:
         return key in self._places
 
     def add(self, states: Iterable[tuple[str, NDArray[np.generic]]]) -> None:
-        """Append states; after a crash either all of them are there or none."""
+        """Append states; after a crash either all of them are there or none.
+
+        They can be read at once. They come to the disk, and then into the index, while the caller goes on: `settle`.
+        """
         lines, start = [], self._ends.get(self._part, 0)
         with open(self._states(self._part), "ab") as file:
             for key, array in states:
                 assert array.dtype == self.dtype
                 assert array.shape[1] == self.width
-                file.write(np.ascontiguousarray(array).tobytes())
+                file.write(np.ascontiguousarray(array).data)
                 lines.append(json.dumps([key, start, len(array)]) + "\n")
+                self._places.setdefault(key, (self._part, start, len(array)))
                 start += len(array)
-            file.flush()
+        self._ends[self._part] = start
+        self._maps.pop(self._part, None)
+        self._unsettled.append(self._settling.submit(self._settle, "".join(lines)))
+
+    def settle(self) -> None:
+        """Wait until all that was added has come to the disk and into the index.
+
+        Raises:
+            OSError: it could not.
+        """
+        for future in self._unsettled:
+            future.result()
+        self._unsettled.clear()
+
+    def _settle(self, lines: str) -> None:
+        with open(self._states(self._part), "ab") as file:
             os.fsync(file.fileno())
         with open(self._index(self._part), "a", encoding="ascii") as file:
-            file.write("".join(lines))
+            file.write(lines)
             file.flush()
             os.fsync(file.fileno())
-        self.refresh()
 
     def refresh(self) -> None:
-        """See what other processes have appended."""
+        """See what other processes have settled."""
         self._maps = {}
         for path in sorted(self.folder.glob("index-*.jsonl")):
             part = int(path.stem.removeprefix("index-"))

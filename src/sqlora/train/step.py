@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.train.checkpoint import flatten
+from sqlora.train.feed import Ready
 from sqlora.train.gradients import choose_model
 from sqlora.train.layout import Layout
-from sqlora.train.loss import Batch
 from sqlora.train.optimizer import make_optimizer
-from sqlora.train.upper import Upper, to_mlx
+from sqlora.train.upper import Upper
 
 
 class Stepper:
@@ -22,13 +23,17 @@ class Stepper:
 
     Args:
         upper: with its adapter's layers, whose values are where training starts.
+        group: the ranks that share the work; each calls the same methods, with batches of its own.
+        compiled: compute a graph a shape, so batches had better have few; pays on a GPU.
     """
 
-    def __init__(self, upper: Upper, lora: LoraParams, params: TrainParams) -> None:
+    def __init__(
+        self, upper: Upper, lora: LoraParams, params: TrainParams, group: Group = ALONE, *, compiled: bool = False
+    ) -> None:
         start = flatten(upper.adapter())
-        self._upper, self._layout = upper, Layout(start)
+        self.compiled, self._layout, self._group = compiled, Layout(start), group
         self._vector = self._layout.join(start)
-        self._model = choose_model(upper, self._layout, lora)
+        self._model = choose_model(upper, self._layout, lora, compiled=compiled)
         self._norm = params.max_gradient_norm
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})
@@ -44,19 +49,19 @@ class Stepper:
         self.optimizer.state = state
         mx.eval(self._vector, self.optimizer.state)
 
-    def step(self, batches: Sequence[Batch]) -> tuple[mx.array, mx.array]:
+    def step(self, batches: Sequence[Ready], counted: int | None = None) -> tuple[mx.array, mx.array]:
         """Add up the gradients of the batches, weighted by their counted tokens, and update the adapter.
+
+        Args:
+            batches: of this rank; may be none if there are others.
+            counted: tokens of all ranks' batches together; of these batches, if it is left out.
 
         Returns:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
-        self._upper.train()
-        counted = sum(batch.counted for batch in batches)
-        loss, gradient = self._model.gradients(self._vector, batches[0])
-        for batch in batches[1:]:
-            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
-            more, next_gradient = self._model.gradients(self._vector, batch)
-            loss, gradient = loss + more, gradient + next_gradient
+        counted = sum(batch.counted for batch in batches) if counted is None else counted
+        loss, gradient = self._summed(batches)
+        loss, gradient = self._group.add_up(loss, gradient)
         gradient = gradient * (1 / counted)
         norm = mx.sqrt(mx.square(gradient).sum())
         if self._norm is not None:
@@ -67,19 +72,18 @@ class Stepper:
         mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
-    def losses(self, batch: Batch) -> tuple[float, float]:
-        """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`."""
-        self._upper.eval()
-        states = self._model.hidden(self._vector, to_mlx(batch.inputs))
-        logits = self._upper.logits(states[mx.array(batch.positions)])
-        each = nn.losses.cross_entropy(logits, mx.array(batch.targets))
-        completion, every = (each * mx.array(batch.answers)).sum(), each.sum()
-        mx.eval(completion, every)
-        return number(completion), number(every)
+    def _summed(self, batches: Sequence[Ready]) -> tuple[mx.array, mx.array]:
+        if not batches:
+            return mx.zeros(()), mx.zeros(self._layout.size)
+        loss, gradient = self._model.gradients(self._vector, batches[0])
+        for batch in batches[1:]:
+            mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
+            more, next_gradient = self._model.gradients(self._vector, batch)
+            loss, gradient = loss + more, gradient + next_gradient
+        return loss, gradient
 
-
-def number(value: mx.array) -> float:
-    """The number that an array of one element holds."""
-    one = value.item()
-    assert isinstance(one, float)
-    return one
+    def losses(self, batch: Ready) -> mx.array:
+        """Summed loss of the completions' tokens, and of all tokens, of a batch of kind `all`, not computed yet."""
+        both = mx.stack(list(self._model.losses(self._vector, batch)))
+        mx.async_eval(both)
+        return both

@@ -10,9 +10,9 @@ from sqlora.mlx import mx, nn
 
 import numpy as np
 from mlx_lm.models.base import create_attention_mask
-from mlx_lm.utils import load_model
 from numpy.typing import NDArray
 
+from sqlora.model import load_lazily
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
 from sqlora.train.layer import Layer, make_mask, supports
@@ -97,7 +97,7 @@ def fill_store(
     with progress("frozen layers", total=total, unit="example-layer") as bar:
         for wave in _waves(missing, buckets):
             batches = list(_batches(wave, buckets))
-            model, _ = load_model(folder, lazy=True)
+            model, _ = load_lazily(folder)
             states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
             mx.eval(states)
             layers, args = model.model.layers, model.args
@@ -111,8 +111,9 @@ def fill_store(
                 del layer
                 bar.update(len(wave))
             store.add(
-                (key, _numpy(state[row, : len(tokens)]))
+                (key, rows[row, : len(tokens)])
                 for (items, _), state in zip(batches, states, strict=True)
+                for rows in [_numpy(state)]
                 for row, (key, tokens) in enumerate(items)
             )
             del states
@@ -148,12 +149,6 @@ def attention_mask(layer: nn.Module, state: mx.array, args: Any) -> Any:
 def state_dtype(config: dict[str, Any]) -> str:
     """numpy's name for the type in which a model's states are kept."""
     return {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}[config["torch_dtype"]]
-
-
-def to_mlx(array: NDArray[np.generic]) -> mx.array:
-    """States as they were stored; uint16 is bfloat16."""
-    result = mx.array(array)
-    return result.view(mx.bfloat16) if array.dtype == np.uint16 else result
 
 
 def _numpy(state: mx.array) -> NDArray[np.generic]:

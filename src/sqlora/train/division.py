@@ -1,0 +1,66 @@
+"""Divides a step's examples over the ranks: the same examples in the same step, however many ranks there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from sqlora.train.buckets import batch_indices, bucket_of
+
+
+def divide(
+    parts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    buckets: Sequence[int],
+    batch_size: int,
+    rank: int = 0,
+    size: int = 1,
+) -> list[tuple[list[int], int]]:
+    """One rank's share of a step.
+
+    Several ranks deal out the rows of all parts, longest first, so that all get as many rows of nearly the same
+    lengths, and with accumulation fewer batches: four ranks take one batch each where one takes four.
+
+    Args:
+        parts: examples of each batch that the step adds up.
+        lengths: of each example of the data set.
+        batch_size: most rows of a batch.
+
+    Returns:
+        Batches of examples with the length to pad to; none if there are fewer examples than ranks.
+    """
+    if size == 1:
+        return [(list(part), bucket_of(max(lengths[row] for row in part), buckets)) for part in parts]
+    rows = sorted((row for part in parts for row in part), key=lambda row: -bucket_of(lengths[row], buckets))
+    mine = rows[rank::size]
+    count = -(-len(mine) // batch_size)
+    bounds = [len(mine) * number // count for number in range(count + 1)] if count else []
+    return [(mine[one:other], bucket_of(lengths[mine[one]], buckets)) for one, other in pairwise(bounds)]
+
+
+def most_rows(batch_size: int, accumulation: int, size: int) -> int:
+    """The rows that a batch of a rank has at most."""
+    if size == 1:
+        return batch_size
+    mine = -(-batch_size * accumulation // size)
+    return -(-mine // -(-mine // batch_size))
+
+
+def used_by(
+    ranks: Iterable[int],
+    size: int,
+    steps: int,
+    accumulation: int,
+    lengths: Sequence[int],
+    buckets: Sequence[int],
+    batch_size: int,
+    seed: int,
+) -> list[int]:
+    """The examples that some of `size` ranks see in so many steps, in the order of the data set."""
+    used: set[int] = set()
+    for step in range(steps):
+        numbers = range(step * accumulation, (step + 1) * accumulation)
+        parts = [batch_indices(number, lengths, buckets, batch_size, seed) for number in numbers]
+        for rank in ranks:
+            used.update(row for batch, _ in divide(parts, lengths, buckets, batch_size, rank, size) for row in batch)
+    return sorted(used)

@@ -1,0 +1,149 @@
+"""Brings batches to the device: gathered in the background, and several steps in one transfer.
+
+On a CUDA device every array that the host fills costs an allocation of shared memory, and its release waits for all
+work that is under way; one transfer for many steps costs that once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from sqlora.mlx import mx
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqlora.train.loss import Batch
+
+TRANSFER_BYTES = 32_000_000
+_MOST_STEPS = 16
+_ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
+_TYPES = {
+    "uint16": mx.bfloat16,  # which numpy lacks
+    "float16": mx.float16,
+    "float32": mx.float32,
+    "int32": mx.int32,
+}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A Batch on the device.
+
+    places: (T,) for each of the rows x length tokens its entry of positions, or the number of entries if it has none.
+    counted: how many tokens the loss counts.
+    """
+
+    inputs: mx.array
+    positions: mx.array
+    targets: mx.array
+    weights: mx.array
+    answers: mx.array
+    places: mx.array
+    counted: int
+
+
+def transfer(batches: Sequence[Batch]) -> list[Ready]:
+    """Bring batches to the device, all at once."""
+    return _unpack(_pack([(list(batches), [])]))[0][0]
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What a step works on: this rank's batches, and which examples all ranks have."""
+
+    batches: list[Ready]
+    chosen: list[int]
+
+
+Gather = Callable[[int], tuple[list[Batch], list[int]]]
+
+
+class Feed:
+    """Gives each step's data; steps are asked for in rising order.
+
+    Args:
+        gather: the batches and examples of a step.
+        steps: their number.
+        step_bytes: about what a step's batches take.
+    """
+
+    def __init__(self, gather: Gather, steps: int, step_bytes: int) -> None:
+        self._gather, self._steps = gather, steps
+        self._together = min(_MOST_STEPS, max(1, TRANSFER_BYTES // step_bytes))
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._next: tuple[int, Future[_Packed]] | None = None
+        self._ready: tuple[int, list[StepData]] = (-1, [])
+
+    def __call__(self, step: int) -> StepData:
+        """The data of a step."""
+        number, place = divmod(step, self._together)
+        if number != self._ready[0]:
+            waiting = self._next if self._next and self._next[0] == number else self._start(number)
+            self._ready = number, []  # let go of the last ones first
+            self._ready = number, [StepData(*one) for one in _unpack(waiting[1].result())]
+            self._next = self._start(number + 1)
+        return self._ready[1][place]
+
+    def _start(self, number: int) -> tuple[int, Future[_Packed]]:
+        steps = range(number * self._together, min(self._steps, (number + 1) * self._together))
+        return number, self._background.submit(lambda: _pack([self._gather(step) for step in steps]))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """buffer: bytes of all arrays; steps: of each step its batches, as (arrays' places, counted), and its examples."""
+
+    buffer: NDArray[np.uint8]
+    steps: list[tuple[list[tuple[list[_Place], int]], list[int]]]
+
+
+@dataclass(frozen=True)
+class _Place:
+    start: int
+    end: int
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
+    arrays: list[NDArray[np.generic]] = []
+    places: list[_Place] = []
+    end = 0
+    packed = []
+    for batches, chosen in steps:
+        entries = []
+        for batch in batches:
+            first = len(places)
+            for array in (batch.inputs, batch.positions, batch.targets, batch.weights, batch.answers, _places(batch)):
+                start = -(-end // _ALIGNMENT) * _ALIGNMENT
+                end = start + array.nbytes
+                arrays.append(array)
+                places.append(_Place(start, end, array.shape, array.dtype.name))
+            entries.append((places[first:], batch.counted))
+        packed.append((entries, chosen))
+    buffer = np.zeros(end, dtype=np.uint8)
+    for array, place in zip(arrays, places, strict=True):
+        buffer[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return _Packed(buffer, packed)
+
+
+def _unpack(packed: _Packed) -> list[tuple[list[Ready], list[int]]]:
+    whole = mx.array(packed.buffer)
+
+    def ready(places: list[_Place], counted: int) -> Ready:
+        inputs, positions, targets, weights, answers, back = (
+            whole[one.start : one.end].view(_TYPES[one.dtype]).reshape(one.shape) for one in places
+        )
+        return Ready(inputs, positions, targets, weights, answers, back, counted)
+
+    return [([ready(*entry) for entry in entries], chosen) for entries, chosen in packed.steps]
+
+
+def _places(batch: Batch) -> NDArray[np.int32]:
+    size, real = len(batch.positions), batch.counted
+    places = np.full(batch.inputs.shape[0] * batch.inputs.shape[1], size, dtype=np.int32)
+    places[batch.positions[:real]] = np.arange(real, dtype=np.int32)
+    return places

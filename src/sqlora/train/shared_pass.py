@@ -1,0 +1,43 @@
+"""The frozen pass divided between ranks: those that see the same disk compute a share each and read the others'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sqlora.distributed.group import Group
+from sqlora.train.buckets import bucket_of
+from sqlora.train.states import StateStore, key_of
+
+Fill = Callable[[Sequence[Sequence[int]]], int]
+
+
+def fill_together(
+    store: StateStore, wanted: Sequence[Sequence[int]], buckets: Sequence[int], group: Group, fill: Fill
+) -> int:
+    """Let the store hold the wanted examples, for every rank that sees its disk.
+
+    A rank takes every n-th of what is missing, sorted by length. What is lacking afterwards, because the disk was not
+    shared after all or shows others' files late, each rank computes by itself.
+
+    Args:
+        wanted: what goes into the model, the same on all ranks of one disk.
+        fill: computes the examples that the store lacks of those it gets; returns how many these were.
+
+    Returns:
+        How many examples all ranks computed.
+    """
+    computed = 0
+    for peers in (group.disk, [group.rank]):
+        group.barrier()  # every store of this disk is open and mended
+        store.refresh()
+        missing = list({key_of(tokens): tuple(tokens) for tokens in wanted if key_of(tokens) not in store}.items())
+        if not sum(group.each(len(missing))):
+            break
+        missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
+        group.barrier()  # before anyone adds to it, all have looked
+        computed += fill([tokens for _, tokens in missing[peers.index(group.rank) :: len(peers)]])
+        if group.size > 1:
+            store.settle()  # the others read what is in the index
+    group.barrier()
+    store.refresh()
+    return int(sum(group.each(computed)))
