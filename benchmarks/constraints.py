@@ -55,7 +55,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|")
         for setting in arguments.settings.split(","):
             constrain, _, candidates = setting.partition("@")
-            params_ = GenerateParams(arguments.batch_size, 100, constrain, int(candidates or 1))
+            params_ = GenerateParams(arguments.batch_size, 100, constrain, int(candidates or 1), 1, None, "auto")
             counts, started = Counts(), time.perf_counter()
             done = generate(model, tokenizer, questions, params_, database=database, counts=counts, label=setting)
             seconds = time.perf_counter() - started

@@ -110,7 +110,7 @@ def measure(system: str, model: nn.Module, task: Task, arguments: argparse.Names
 def ours(model: nn.Module, task: Task, arguments: argparse.Namespace, constrain: str = "schema") -> tuple[int, Any]:
     """The generate stage's engine."""
     counts = Counts()
-    params = GenerateParams(arguments.batch_size, 200, constrain, None)
+    params = GenerateParams(arguments.batch_size, 200, constrain, None, 1, None, "auto")
     done = generate(model, task.tokenizer, task.questions, params, teacher=task.answers, counts=counts)
     wrong = sum(one.tokens != len(answer) for one, answer in zip(done, task.answers, strict=True))
     total = len(done)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from sqlora.distributed.launch import launched
+from sqlora.distributed.rank import joined
 from sqlora.errors import SqloraError
 from sqlora.generate.run import generate as answer
 from sqlora.generate.saved import ROOT, fingerprint
@@ -20,18 +22,24 @@ from sqlora.train.identity import model_identity
 
 def main(model: Path, adapter: Path | None, examples: Path, tables: Path, out: Path, generate: GenerateParams) -> None:
     """Write one JSON object a line to `out`, in the order of the split."""
-    base, config = load_base(model)
-    if adapter:
-        add_adapter(base, adapter)
-    tokenizer = Tokenizer(model)
-    questions = read_examples(examples)
-    check_lengths(examples, questions, tokenizer, generate.max_tokens, context_length(config))
-    files = [tokenizer.path, *sorted(adapter.iterdir() if adapter else ()), examples, tables]
-    keep = ROOT / fingerprint({"model": model_identity(model), "generate": asdict(generate)}, files)
-    label = "adapter" if adapter else "base"
-    completions = answer(base, tokenizer, questions, generate, label=label, database=tables, keep=keep)
-    with publish_file(out) as file:
-        write_jsonl(file, ({"index": index} | asdict(completion) for index, completion in enumerate(completions)))
+    if launched(generate.workers, generate.hostfile, generate.backend):
+        return
+    with joined() as group:
+        base, config = load_base(model)
+        if adapter:
+            add_adapter(base, adapter)
+        tokenizer = Tokenizer(model)
+        asked = read_examples(examples)
+        check_lengths(examples, asked, tokenizer, generate.max_tokens, context_length(config))
+        files = [tokenizer.path, *sorted(adapter.iterdir() if adapter else ()), examples, tables]
+        name = fingerprint({"model": model_identity(model), "generate": asdict(generate)}, files)
+        keep = ROOT / name / f"rank-{group.rank}"
+        label = "adapter" if adapter else "base"
+        completions = answer(base, tokenizer, asked, generate, label=label, database=tables, keep=keep, group=group)
+        if group.rank:
+            return
+        with publish_file(out) as file:
+            write_jsonl(file, ({"index": index} | asdict(completion) for index, completion in enumerate(completions)))
 
 
 def check_lengths(path: Path, questions: list[Example], tokenizer: Tokenizer, max_tokens: int, limit: int) -> None:

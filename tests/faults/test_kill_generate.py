@@ -15,7 +15,7 @@ from sqlora.params.generate import GenerateParams
 from sqlora.text import Example
 from sqlora.wikisql.form import LogicalForm
 
-PARAMS = GenerateParams(batch_size=1, max_tokens=12, constrain="schema", execution_guided=None)
+PARAMS = GenerateParams(1, 12, "schema", None, workers=1, hostfile=None, backend="auto")
 KILLS = 8
 
 

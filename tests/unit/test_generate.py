@@ -63,7 +63,7 @@ def model_that_stops(folder: Path, likelier: float = 1.9) -> tuple[nn.Module, To
 
 
 def params(batch_size: int, max_tokens: int, constrain: str = "none") -> GenerateParams:
-    return GenerateParams(batch_size=batch_size, max_tokens=max_tokens, constrain=constrain, execution_guided=None)
+    return GenerateParams(batch_size, max_tokens, constrain, None, workers=1, hostfile=None, backend="auto")
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])

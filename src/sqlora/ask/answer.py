@@ -16,7 +16,15 @@ from sqlora.sql.sandbox import Cell
 from sqlora.text import render_prompt
 from sqlora.tokenizer import Tokenizer
 
-_PARAMS = GenerateParams(batch_size=4, max_tokens=200, constrain="schema+question", execution_guided=4)
+_PARAMS = GenerateParams(
+    batch_size=4,
+    max_tokens=200,
+    constrain="schema+question",
+    execution_guided=4,
+    workers=1,
+    hostfile=None,
+    backend="auto",
+)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn
 
 from llguidance import LLTokenizer
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint
@@ -49,6 +50,7 @@ def generate(
     label: str | None = "generate",
     database: Path | None = None,
     keep: Path | None = None,
+    group: Group = ALONE,
     teacher: Sequence[Sequence[int]] | None = None,
     counts: Counts | None = None,
 ) -> list[Completion]:
@@ -58,6 +60,7 @@ def generate(
         label: of the progress bar; None for none.
         database: of the tables, for execution-guided decoding.
         keep: a folder, of this run only, for answers that survive a kill; it is gone when the run is through.
+        group: the ranks that share the questions; each gets every answer.
         teacher: for measurements: the tokens that each question's answer is to have, whatever the model chooses.
         counts: for measurements: filled with what decoding took.
 
@@ -66,11 +69,11 @@ def generate(
     """
     prompts = [tokenizer.encode_prompt(question.prompt) for question in questions]
     # Prompts of like length are read together with little padding.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[group.rank :: group.size]
     counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
     vocabulary = make_vocabulary(tokenizer, model.args.vocab_size) if params.constrain != "none" else None
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(label, total=len(prompts), unit="question")) if label else None
+        bar = stack.enter_context(progress(label, total=len(order), unit="question")) if label else None
         workers = stack.enter_context(ThreadPoolExecutor(1))
         guided = database is not None and (params.execution_guided or 1) > 1
         runner = stack.enter_context(open_database(database)) if database and guided else None
@@ -92,8 +95,10 @@ def generate(
             elif bar is not None:
                 bar.update(len(done))
             answers |= done
+    rows: list[Any] = [(index, one.completion, one.stopped, one.tokens) for index, one in answers.items()]
+    every = {index: Completion(*record) for part in group.gather(rows) for index, *record in part}
     saved.drop()
-    return [answers[index] for index in range(len(prompts))]
+    return [every[index] for index in range(len(prompts))]
 
 
 def shapes() -> Shapes:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,8 @@ class Saved:
         """The run is published."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):  # other ranks may not be through
+                self._folder.parent.rmdir()
 
     def _path(self, block: int) -> Path:
         assert self._folder is not None
