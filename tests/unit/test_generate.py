@@ -3,10 +3,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx, nn, tree_map
 
 import numpy as np
 import pytest
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from tiny_llama import write_model
 
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
@@ -76,6 +78,23 @@ def test_batched_decoding_equals_one_at_a_time_in_the_order_of_the_questions(
     got = generate(model, tokenizer, examples(), params(batch_size, 12))
     assert [(c.completion, c.stopped, c.tokens) for c in got] == [
         (tokenizer.decode(tokens), stopped, len(tokens)) for tokens, stopped in expected
+    ]
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_quantized_tied_and_adapted_models_decode_in_batches_as_one_at_a_time(kind: str, tmp_path: Path) -> None:
+    tied = kind == "llama"
+    write_model(tmp_path / "model", kind, tokenizer="bytes" if tied else "sentencepiece", tie_word_embeddings=tied)
+    model, _ = load_base(tmp_path / "model")
+    nn.quantize(model, group_size=32, bits=4)
+    linear_to_lora_layers(model, 2, {"rank": 4, "dropout": 0.0, "scale": 5.0})
+    model.update(tree_map(lambda weight: weight + 0.05, model.trainable_parameters()))
+    model.eval()
+    tokenizer = Tokenizer(tmp_path / "model")
+    expected = [one_at_a_time(model, tokenizer, example.prompt, 12) for example in examples()]
+    got = generate(model, tokenizer, examples(), params(4, 12))
+    assert [(c.completion, c.tokens) for c in got] == [
+        (tokenizer.decode(tokens), len(tokens)) for tokens, _ in expected
     ]
 
 
