@@ -5,34 +5,47 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from sqlora.distributed.launch import launched
+from sqlora.distributed.rank import joined
 from sqlora.errors import SqloraError
-from sqlora.generate import generate as complete
+from sqlora.generate.run import generate as answer
+from sqlora.generate.saved import ROOT, fingerprint
 from sqlora.jsonl import write_jsonl
 from sqlora.model import add_adapter, context_length, load_base
 from sqlora.params.generate import GenerateParams
 from sqlora.publish import publish_file
 from sqlora.stage import run_stage
-from sqlora.text import read_examples
+from sqlora.text import Example, read_examples
 from sqlora.tokenizer import Tokenizer
+from sqlora.train.identity import model_identity
 
 
-def main(model: Path, adapter: Path | None, examples: Path, out: Path, generate: GenerateParams) -> None:
+def main(model: Path, adapter: Path | None, examples: Path, tables: Path, out: Path, generate: GenerateParams) -> None:
     """Write one JSON object a line to `out`, in the order of the split."""
-    base, config = load_base(model)
-    if adapter:
-        add_adapter(base, adapter)
-    tokenizer = Tokenizer(model)
-    prompts = [example.prompt for example in read_examples(examples)]
-    check_lengths(examples, prompts, tokenizer, generate.max_tokens, context_length(config))
-    completions = complete(base, tokenizer, prompts, generate, label="adapter" if adapter else "base")
-    with publish_file(out) as file:
-        write_jsonl(file, ({"index": index} | asdict(completion) for index, completion in enumerate(completions)))
+    if launched(generate.workers, generate.hostfile, generate.backend):
+        return
+    with joined() as group:
+        base, config = load_base(model)
+        if adapter:
+            add_adapter(base, adapter)
+        tokenizer = Tokenizer(model)
+        asked = read_examples(examples)
+        check_lengths(examples, asked, tokenizer, generate.max_tokens, context_length(config))
+        files = [tokenizer.path, *sorted(adapter.iterdir() if adapter else ()), examples, tables]
+        name = fingerprint({"model": model_identity(model), "generate": asdict(generate)}, files)
+        keep = ROOT / name / f"rank-{group.rank}"
+        label = "adapter" if adapter else "base"
+        completions = answer(base, tokenizer, asked, generate, label=label, database=tables, keep=keep, group=group)
+        if group.rank:
+            return
+        with publish_file(out) as file:
+            write_jsonl(file, ({"index": index} | asdict(completion) for index, completion in enumerate(completions)))
 
 
-def check_lengths(path: Path, prompts: list[str], tokenizer: Tokenizer, max_tokens: int, limit: int) -> None:
+def check_lengths(path: Path, questions: list[Example], tokenizer: Tokenizer, max_tokens: int, limit: int) -> None:
     """Refuse what would be computed wrongly: a prompt and answer that together exceed the base model's context."""
-    for number, prompt in enumerate(prompts, 1):
-        length = len(tokenizer.encode_prompt(prompt))
+    for number, question in enumerate(questions, 1):
+        length = len(tokenizer.encode_prompt(question.prompt))
         if length + max_tokens > limit:
             raise SqloraError(
                 f"{path}:{number}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sqlora.ask.arguments import add_arguments
 from sqlora.params.reader import PARAMS_FILE
 from sqlora.stage import run
 
@@ -40,6 +41,8 @@ def main() -> int:
     planner.add_argument("--memory", type=float, metavar="GB", help="of another machine, for a run")
     planner.add_argument("--device", choices=["cpu", "cuda", "metal"], help="of another machine")
     planner.add_argument("--json", action="store_true", help="print everything as JSON")
+    asker = commands.add_parser("ask", help="ask a question about a CSV file or a table of an SQLite database")
+    add_arguments(asker)
     verifier = commands.add_parser("verify", help="hash artifacts and DVC's cache again and name what is damaged")
     verifier.add_argument("--remote", action="store_true", help="the default remote as well")
     verifier.add_argument("--json", action="store_true", help="print everything as JSON")
@@ -77,6 +80,10 @@ def main() -> int:
             device=arguments.device,
             as_json=arguments.json,
         )
+    elif arguments.command == "ask":
+        from sqlora.ask.command import run as run_ask
+
+        return run_ask(arguments)
     elif arguments.command == "verify":
         from sqlora.verify.command import run as run_verify
 

@@ -11,7 +11,18 @@ from importlib import metadata
 
 from sqlora.mlx import BLAS, mx
 
-PACKAGES = ("mlx", "mlx-lm", "numpy", "sentencepiece", "torch", "tokenizers", "safetensors", "dvc", "ruamel.yaml")
+PACKAGES = (
+    "mlx",
+    "mlx-lm",
+    "llguidance",
+    "numpy",
+    "sentencepiece",
+    "torch",
+    "tokenizers",
+    "safetensors",
+    "dvc",
+    "ruamel.yaml",
+)
 # What the reference BLAS reaches on two cores; a CPU below this is not running a fast one.
 SLOW_GFLOPS = 20.0
 GIGABYTE = 1e9

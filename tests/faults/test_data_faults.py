@@ -102,7 +102,13 @@ def test_split_and_score_run_on_good_data(scored_folder: Path) -> None:
     assert {written["adapter"][share] for share in shares} == {1.0}
     rows = (scored_folder / "results/errors.csv").read_text().splitlines()[1:]
     assert [",bad_syntax," in row for row in rows] == [True] * 3  # examples of what the base model alone did
-    expected = ["dataset/tables.db", "dataset/test.jsonl", "dataset/train.jsonl", "dataset/valid.jsonl"]
+    expected = [
+        "dataset/tables.db",
+        "dataset/test.db",
+        "dataset/test.jsonl",
+        "dataset/train.jsonl",
+        "dataset/valid.jsonl",
+    ]
     expected += [f"scores/{name}" for name in ("adapter.jsonl", "base.jsonl", "changes.csv", "test.jsonl")]
     results = [f"results/{name}" for name in ("breakdown.csv", "dataset.json", "errors.csv", "score.json")]
     assert leftovers(scored_folder) == [f"artifacts/{name}" for name in expected] + results

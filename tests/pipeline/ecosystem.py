@@ -21,7 +21,8 @@ from sqlora.mlx import mx
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from sqlora.generate import Completion, generate
+from sqlora.generate.run import generate
+from sqlora.generate.saved import Completion
 from sqlora.model import add_adapter, load_base
 from sqlora.params.generate import GenerateParams
 from sqlora.text import read_examples
@@ -83,7 +84,19 @@ def ours(model: Path, adapter: Path | None, prompts: list[str], *, max_tokens: i
     network, _ = load_base(model)
     if adapter:
         add_adapter(network, adapter)
-    return generate(network, Tokenizer(model), prompts, GenerateParams(batch_size=4, max_tokens=max_tokens))
+    params = GenerateParams(4, max_tokens, "none", None, workers=1, hostfile=None, backend="auto")
+    return generate(network, Tokenizer(model), [Prompted(prompt) for prompt in prompts], params)
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A prompt, and a table that does not matter where nothing is constrained."""
+
+    prompt: str
+    question: str = ""
+    id: str = ""
+    header: tuple[str, ...] = ()
+    types: tuple[str, ...] = ()
 
 
 def our_logits(trained: Trained) -> np.ndarray:

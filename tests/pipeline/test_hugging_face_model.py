@@ -81,11 +81,19 @@ def test_it_is_trained_generated_and_scored(workplace: Workplace) -> None:
     training = json.loads((workplace.folder / "training.json").read_text())
     # 512 * 64 tied; in each of 3 layers q, o 64 * 64, k, v 64 * 32, three of 64 * 96, two norms; and the last norm.
     assert training["total_parameters"] == 512 * 64 + 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96 + 2 * 64) + 64
-    workplace.succeed("generate", model="model", adapter="adapter", examples="dataset/test.jsonl", out="answers.jsonl")
+    inputs = {"model": "model", "examples": "dataset/test.jsonl", "tables": "dataset/test.db"}
+    workplace.succeed("generate", **inputs, adapter="adapter", out="answers.jsonl")
     assert len((workplace.folder / "answers.jsonl").read_text().splitlines()) == 5
     outputs = {"out": "scores", "scores": "score.json", "breakdown": "breakdown.csv", "errors": "errors.csv"}
     workplace.succeed("score", dataset="dataset", base="answers.jsonl", adapter="answers.jsonl", **outputs)
     assert json.loads((workplace.folder / "score.json").read_text())["examples"] == 5
+    free = workplace.params["generate"]
+    workplace.params["generate"] = free | {"max_tokens": 100, "constrain": "schema+question", "execution_guided": 4}
+    workplace.succeed("generate", **inputs, out="held.jsonl")
+    workplace.params["generate"] = free
+    workplace.succeed("score", dataset="dataset", base="held.jsonl", adapter="answers.jsonl", **outputs)
+    base = json.loads((workplace.folder / "score.json").read_text())["base"]
+    assert base["valid_sql"] == base["stopped_at_eos"] > 0
 
 
 def test_a_prompt_and_answer_beyond_the_context_are_refused(workplace: Workplace) -> None:
@@ -95,7 +103,8 @@ def test_a_prompt_and_answer_beyond_the_context_are_refused(workplace: Workplace
     config = json.loads((folder / "model/config.json").read_text())
     first = next(number for number, length in enumerate(lengths, 1) if length == max(lengths))
     (folder / "model/config.json").write_text(json.dumps(config | {"max_position_embeddings": max(lengths) + 3}))
-    done = workplace.run("generate", model="model", examples="dataset/test.jsonl", out="short.jsonl")
+    inputs = {"model": "model", "examples": "dataset/test.jsonl", "tables": "dataset/test.db"}
+    done = workplace.run("generate", **inputs, out="short.jsonl")
     assert done.returncode == 1
     assert not (folder / "short.jsonl").exists()
     message = " ".join(done.stderr.split())

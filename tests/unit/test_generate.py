@@ -1,29 +1,51 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx, nn, tree_map
 
+import numpy as np
 import pytest
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from tiny_llama import write_model
 
-from sqlora.generate import generate
+from sqlora.generate.answer import Answer, Job
+from sqlora.generate.choose import Counts
+from sqlora.generate.constraint import Constraint
+from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
+from sqlora.generate.guided import Guided
+from sqlora.generate.run import generate, returns_something
+from sqlora.generate.saved import Saved
+from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.model import load_base
 from sqlora.params.generate import GenerateParams
+from sqlora.sql.execute import build_database, open_database
+from sqlora.text import Example
 from sqlora.tokenizer import Tokenizer
+from sqlora.wikisql.form import LogicalForm
+from sqlora.wikisql.layout import Table
 
-PROMPTS = [
-    "table: 1-2\ncolumns: a, b\nQ: no?\nA:",
-    "Q: tables\nA:",
-    "table select notes\n" * 5 + "A:",
-    "co",
-    "A:",
-    "x y z",
+QUESTIONS = [
+    ("no?", ("a", "b")),
+    ("tables", ("notes",)),
+    ("select notes " * 9, ("a long name", "another long name", "c")),
+    ("co", ("co",)),
+    ("", ("x", "y", "z")),
+    ("x y z", ("x", "y", "z", "u", "v", "w")),
 ]
+
+
+def examples() -> list[Example]:
+    return [
+        Example(f"1-{number}", question, header, ("text",) * len(header), LogicalForm(0, 0, ()))
+        for number, (question, header) in enumerate(QUESTIONS)
+    ]
 
 
 def one_at_a_time(model: nn.Module, tokenizer: Tokenizer, prompt: str, limit: int) -> tuple[list[int], bool]:
     """Greedy decoding without cache or batch: the whole model at every step."""
-    tokens, written = tokenizer.encode_prompt(prompt), []
+    tokens, written = tokenizer.encode_prompt(prompt), list[int]()
     while len(written) < limit:
         chosen = int(mx.argmax(model(mx.array([tokens]))[0, -1]).item())
         if chosen == tokenizer.eos:
@@ -33,27 +55,217 @@ def one_at_a_time(model: nn.Module, tokenizer: Tokenizer, prompt: str, limit: in
     return written, False
 
 
-def model_that_stops(folder: Path) -> tuple[nn.Module, Tokenizer]:
+def model_that_stops(folder: Path, likelier: float = 1.9) -> tuple[nn.Module, Tokenizer]:
     """The tiny model with EOS made likelier, so that some rows stop early and others never."""
     model, _ = load_base(folder)
     tokenizer = Tokenizer(folder)
     rows = model.lm_head.weight
-    model.lm_head.weight = mx.concatenate([rows[:2], rows[2:3] * 2.4, rows[3:]])
+    model.lm_head.weight = mx.concatenate([rows[:2], rows[2:3] * likelier, rows[3:]])
     return model, tokenizer
 
 
+def params(batch_size: int, max_tokens: int, constrain: str = "none") -> GenerateParams:
+    return GenerateParams(batch_size, max_tokens, constrain, None, workers=1, hostfile=None, backend="auto")
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
-def test_batched_decoding_equals_one_at_a_time_in_the_order_of_the_prompts(model_folder: Path, batch_size: int) -> None:
+def test_batched_decoding_equals_one_at_a_time_in_the_order_of_the_questions(
+    model_folder: Path, batch_size: int
+) -> None:
     model, tokenizer = model_that_stops(model_folder)
-    expected = [one_at_a_time(model, tokenizer, prompt, 12) for prompt in PROMPTS]
+    expected = [one_at_a_time(model, tokenizer, example.prompt, 12) for example in examples()]
     assert len({stopped for _, stopped in expected}) == 2, "the test needs rows that stop and rows that do not"
-    got = generate(model, tokenizer, PROMPTS, GenerateParams(batch_size=batch_size, max_tokens=12))
+    got = generate(model, tokenizer, examples(), params(batch_size, 12))
     assert [(c.completion, c.stopped, c.tokens) for c in got] == [
         (tokenizer.decode(tokens), stopped, len(tokens)) for tokens, stopped in expected
     ]
 
 
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_quantized_tied_and_adapted_models_decode_in_batches_as_one_at_a_time(kind: str, tmp_path: Path) -> None:
+    tied = kind == "llama"
+    write_model(tmp_path / "model", kind, tokenizer="bytes" if tied else "sentencepiece", tie_word_embeddings=tied)
+    model, _ = load_base(tmp_path / "model")
+    nn.quantize(model, group_size=32, bits=4)
+    linear_to_lora_layers(model, 2, {"rank": 4, "dropout": 0.0, "scale": 5.0})
+    model.update(tree_map(lambda weight: weight + 0.05, model.trainable_parameters()))
+    model.eval()
+    tokenizer = Tokenizer(tmp_path / "model")
+    expected = [one_at_a_time(model, tokenizer, example.prompt, 12) for example in examples()]
+    got = generate(model, tokenizer, examples(), params(4, 12))
+    assert [(c.completion, c.tokens) for c in got] == [
+        (tokenizer.decode(tokens), len(tokens)) for tokens, _ in expected
+    ]
+
+
 def test_max_tokens_ends_a_row_without_calling_it_stopped(model_folder: Path) -> None:
     model, tokenizer = model_that_stops(model_folder)
-    for completion in generate(model, tokenizer, PROMPTS, GenerateParams(batch_size=4, max_tokens=3)):
+    for completion in generate(model, tokenizer, examples(), params(4, 3)):
         assert completion.tokens == 3 if not completion.stopped else completion.tokens < 3
+
+
+@pytest.mark.parametrize("shapes", [CPU_SHAPES, GPU_SHAPES, Shapes((1, 2), 1, 1, 1, 50)])
+def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(model_folder: Path, shapes: Shapes) -> None:
+    model, _ = load_base(model_folder)
+    rng = np.random.default_rng(1)
+    engine = Engine(model, 4, shapes)
+    texts: dict[int, list[int]] = {}
+    for turn in range(30):
+        if turn % 7 == 0:  # other questions take some of the rows
+            prompts = {row: rng.integers(3, 500, rng.integers(1, 30)).tolist() for row in range(turn % 2, 4)}
+            logits = engine.read_prompts(prompts)
+            texts |= prompts
+            check(model, texts, logits, dict(enumerate(prompts)))
+        if turn % 10 == 9:
+            sources = rng.integers(0, 4, 4).astype(np.int32)
+            engine.reorder(sources)
+            texts = {row: [*texts[int(source)]] for row, source in enumerate(sources) if int(source) in texts}
+        rows = [row for row in texts if rng.random() < 0.7] or [next(iter(texts))]
+        chunks = {row: rng.integers(3, 500, rng.integers(1, engine.widest + 1)).tolist() for row in rows}
+        logits = engine.advance(chunks)
+        for row, chunk in chunks.items():
+            texts[row] += chunk
+        check(model, texts, logits, {row: row for row in rows})
+
+
+def check(model: nn.Module, texts: dict[int, list[int]], logits: mx.array, rows: dict[int, int]) -> None:
+    for place, row in rows.items():
+        expected = model(mx.array([texts[row]]))[0, -1]
+        assert mx.allclose(logits[place], expected, rtol=1e-4, atol=1e-3).item(), (place, row)
+
+
+@pytest.mark.parametrize("constrain", ["schema", "schema+question"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_skipping_forced_tokens_gives_the_answers_of_constrained_decoding_token_by_token(
+    model_folder: Path, constrain: str, batch_size: int
+) -> None:
+    model, tokenizer = model_that_stops(model_folder)
+    vocabulary = make_vocabulary(tokenizer, 512)
+    counts = Counts()
+    got = generate(model, tokenizer, examples(), params(batch_size, 60, constrain), counts=counts)
+    expected = []
+    with ThreadPoolExecutor(1) as workers:
+        for example in examples():
+            constraint = Constraint(
+                vocabulary, example, example.question if constrain == "schema+question" else None, workers
+            )
+            expected.append(token_by_token(model, tokenizer, example.prompt, constraint, 60))
+    assert [(c.completion, c.stopped, c.tokens) for c in got] == [
+        (tokenizer.decode(tokens), stopped, len(tokens)) for tokens, stopped in expected
+    ]
+    assert counts.forced > 20
+    assert any(stopped for _, stopped in expected)
+
+
+def token_by_token(
+    model: nn.Module, tokenizer: Tokenizer, prompt: str, constraint: Constraint, limit: int
+) -> tuple[list[int], bool]:
+    """Every token is one step of the whole model; where the grammar forces one, the mask has that one only."""
+    tokens, written = tokenizer.encode_prompt(prompt), list[int]()
+    forced: list[int] = []
+    while len(written) < limit:
+        constraint.start() if not written else None
+        logits = model(mx.array([tokens]))[0, -1]
+        forced = forced or constraint.forced(limit - len(written))
+        mask = np.zeros((1, 16), np.int32)
+        if forced:
+            chosen = forced.pop(0)
+        elif constraint.finished():
+            return written, True
+        else:
+            constraint.fill(mask, 0)
+            bits = np.unpackbits(mask.view(np.uint8), bitorder="little").astype(bool)
+            chosen = int(np.argmax(np.where(bits, np.array(logits), -np.inf)))
+            if chosen == tokenizer.eos:
+                return written, True
+            constraint.take(chosen)
+        tokens.append(chosen)
+        written.append(chosen)
+    return written, constraint.finished() and not forced
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+def test_a_beam_gives_the_likeliest_candidate_that_passes(model_folder: Path, failing: int) -> None:
+    model, tokenizer = model_that_stops(model_folder, 1.9)
+    compared = 0
+    for example in examples():
+        prompt = tokenizer.encode_prompt(example.prompt)
+        seen: list[tuple[int, ...]] = []
+
+        def passes(answer: Answer, seen: list[tuple[int, ...]] = seen) -> bool:
+            seen.append(tuple(answer.tokens))
+            return len(seen) > failing
+
+        guided = Guided(
+            Engine(model, 8, CPU_SHAPES), eos=tokenizer.eos, limit=15, counts=Counts(), candidates=4, passes=passes
+        )
+        (answer,) = guided.run([Job(0, prompt)])
+        expected = [tokens for tokens, _ in beam(model, tokenizer.eos, prompt, 4, 15)]
+        compared += len(seen[: len(expected)])
+        assert seen[: len(expected)] == expected[: len(seen)]
+        if len(seen) > failing:
+            assert tuple(answer.tokens) == seen[-1]
+    assert compared > failing
+
+
+def beam(model: nn.Module, eos: int, prompt: list[int], size: int, limit: int) -> list[tuple[tuple[int, ...], float]]:
+    """What a beam of `size` ends with EOS within `limit` tokens, the likeliest first, as far as that is certain."""
+    live: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    ended: list[tuple[tuple[int, ...], float]] = []
+    order = []
+    while live:
+        ways = []
+        for tokens, score in live:
+            logits = model(mx.array([[*prompt, *tokens]]))[0, -1].astype(mx.float32)
+            scores = np.array(logits - mx.logsumexp(logits))
+            ways += [(tokens, score + float(scores[token]), int(token)) for token in np.argsort(-scores)[:size]]
+        ways.sort(key=lambda way: -way[1])
+        live = []
+        for tokens, score, token in ways[:size]:
+            if token == eos:
+                ended.append((tokens, score))
+            elif len(tokens) + 1 < limit:
+                live.append(((*tokens, token), score))
+        ended.sort(key=lambda item: -item[1])
+        while ended and len(order) < size and ended[0][1] >= max((score for _, score in live), default=-np.inf):
+            order.append(ended.pop(0))
+        if len(order) >= size:
+            break
+    return order
+
+
+def test_a_query_that_finds_nothing_does_not_pass(tmp_path: Path) -> None:
+    table = Table("1-1", ("Name", "Year"), ("text", "real"), (("Ann", 1990), ("Bo", 1991)))
+    build_database(tmp_path / "tables.db", [table])
+    with open_database(tmp_path / "tables.db") as runner:
+        assert returns_something("SELECT Name FROM 1-1 WHERE Year > 1990", table, runner)
+        assert returns_something("SELECT COUNT Name FROM 1-1 WHERE Year > 1990", table, runner)
+        assert not returns_something("SELECT Name FROM 1-1 WHERE Year > 1999", table, runner)
+        assert not returns_something("SELECT MAX Year FROM 1-1 WHERE Name = 'Cy'", table, runner)
+        assert not returns_something("SELECT COUNT Name FROM 1-1 WHERE Name = 'Cy'", table, runner)
+        assert not returns_something("SELECT Name FROM 1-1 WHERE Year = 'Ann'", table, runner)
+        assert not returns_something("SELECT Nome FROM 1-1", table, runner)
+
+
+def test_a_run_that_broke_off_decodes_only_what_is_missing(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = model_that_stops(model_folder)
+    questions = examples() * 8  # three blocks of 16
+    whole, resumed = Counts(), Counts()
+    expected = generate(model, tokenizer, questions, params(1, 6), counts=whole)
+    write, keep = Saved.write, tmp_path / "run"
+
+    def break_off(self: Saved, block: int, answers: dict[int, object]) -> None:
+        if block == 2:
+            raise KeyboardInterrupt
+        write(self, block, answers)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Saved, "write", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        generate(model, tokenizer, questions, params(1, 6), keep=keep)
+    monkeypatch.setattr(Saved, "write", write)
+    (keep / "block-00000.json").write_text("{")  # and one of the two is damaged
+    assert generate(model, tokenizer, questions, params(1, 6), keep=keep, counts=resumed) == expected
+    assert 0 < resumed.decisions < whole.decisions
+    assert not keep.exists()

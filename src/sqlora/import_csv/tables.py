@@ -63,7 +63,7 @@ def read_csv_folder(folder: Path, *, text: Collection[str] = (), delimiter: str 
             problems.append(_bad_names(folder, same))
             broken.add(key)
             continue
-        found = _read_table(same[0], forced, delimiter)
+        found = read_csv_table(same[0], forced, delimiter)
         if isinstance(found, CsvTable):
             tables[key] = found
         else:
@@ -142,7 +142,7 @@ def _bad_names(folder: Path, paths: Sequence[Path]) -> SqloraError:
     return SqloraError(folder, found=names, expected=expected, next_step="Rename the file and run again.")
 
 
-def _read_table(path: Path, forced: Collection[str], delimiter: str | None) -> CsvTable | list[SqloraError]:
+def read_csv_table(path: Path, forced: Collection[str], delimiter: str | None) -> CsvTable | list[SqloraError]:
     """The table, or everything that is wrong with it."""
     try:
         records = read_records(path, delimiter)

@@ -71,10 +71,15 @@ def is_degenerate(result: Execution) -> bool:
 
 
 def write_split(folder: Path, split: Split) -> None:
-    """Write train.jsonl, valid.jsonl, test.jsonl and tables.db into an empty folder."""
+    """Write train.jsonl, valid.jsonl, test.jsonl, tables.db and test.db into an empty folder.
+
+    test.db holds the test split's tables only, so that another train split is no reason to generate again.
+    """
     for name, examples in split.examples.items():
         write_examples(folder / f"{name}.jsonl", examples)
     build_database(folder / "tables.db", split.tables)
+    tested = {example.table_id for example in split.examples["test"]}
+    build_database(folder / "test.db", [table for table in split.tables if table.id in tested])
 
 
 def _require_new(path: Path, tables: Mapping[str, Table], seen: dict[str, str], part: str) -> None:

@@ -18,7 +18,13 @@ from sqlora.wikisql.form import AGGREGATES, OPERATORS, LogicalForm, Value
 ParseOutcome = Literal["ok", "empty", "bad_syntax", "unsupported", "unknown_column", "wrong_table"]
 
 _SELECT = re.compile(r"SELECT\s+", re.I)
-_AGGREGATES = [(index, re.compile(rf"{word}(?:(\s*\(\s*)|\s+)", re.I)) for index, word in enumerate(AGGREGATES) if word]
+# With a bracket, or without: a column may be called `(x)`.
+_AGGREGATES = [
+    (index, brackets, re.compile(word + follows, re.I))
+    for index, word in enumerate(AGGREGATES)
+    for brackets, follows in ((False, r"\s+"), (True, r"\s*\(\s*"))
+    if word
+]
 _CLOSE = re.compile(r"\s*\)")
 # The blank in front may be gone already: a column without a name has nothing between SELECT and FROM.
 _FROM = re.compile(r"(?:\s+|(?<=[\s)\]\"`]))FROM\s+(?=\S)", re.I)
@@ -146,11 +152,11 @@ class _Parser:
     def _selections(self, start: int) -> list[_Selection]:
         """Each way to read what is selected, the best one first."""
         prefixes = [(0, start, True, False)]
-        for agg, pattern in _AGGREGATES:
+        for agg, brackets, pattern in _AGGREGATES:
             prefix = pattern.match(self.text, start)
             if prefix:
                 upper = prefix.group().startswith(AGGREGATES[agg])
-                prefixes.append((agg, prefix.end(), upper, prefix.group(1) is not None))
+                prefixes.append((agg, prefix.end(), upper, brackets))
         found = []
         for agg, place, upper, brackets in prefixes:
             for index, name in self.columns:

@@ -1,0 +1,84 @@
+"""Chooses tokens from logits, under masks that are made while the logits are being computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sqlora.mlx import mx
+
+import numpy as np
+
+from sqlora.generate.constraint import Constraint
+
+# Tokens with the logarithms of their probabilities.
+Choices = list[tuple[int, float]]
+
+
+@dataclass
+class Counts:
+    """What decoding took; seconds are of the host and partly while the device computed.
+
+    steps: of the model, without those that read prompts; decisions: tokens chosen by the model, EOS included; forced:
+    tokens that the grammar forced; prompts: seconds of reading prompts, their first choice included; masks, grammars,
+    matching: of making masks, waiting for grammars, following the answers; waiting: for the device.
+    """
+
+    steps: int = 0
+    decisions: int = 0
+    forced: int = 0
+    prompts: float = 0.0
+    decoding: float = 0.0
+    masks: float = 0.0
+    grammars: float = 0.0
+    matching: float = 0.0
+    waiting: float = 0.0
+
+
+def allowed(logits: mx.array, constraints: Mapping[int, Constraint | None], counts: Counts) -> mx.array:
+    """Logits (rows, vocabulary) with minus infinity where a row's constraint lets no token pass.
+
+    Rows that are not named, and those without a constraint, stay as they are.
+    """
+    mx.async_eval(logits)
+    held = {row: constraint for row, constraint in constraints.items() if constraint is not None}
+    if not held:
+        return logits
+    started = time.perf_counter()
+    for constraint in held.values():
+        constraint.start()
+    built = time.perf_counter()
+    size = logits.shape[1]
+    masks = np.full((logits.shape[0], -(-size // 32)), -1, np.int32)
+    for row, constraint in held.items():
+        constraint.fill(masks, row)
+    counts.grammars += built - started
+    counts.masks += time.perf_counter() - built
+    bits = (mx.array(masks.view(np.uint32))[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+    return mx.where(bits.reshape(logits.shape[0], -1)[:, :size] == 1, logits, -mx.inf)
+
+
+def likeliest(logits: mx.array, counts: Counts) -> list[int]:
+    """The token of each row."""
+    started = time.perf_counter()
+    chosen = np.array(mx.argmax(logits, axis=-1))
+    counts.waiting += time.perf_counter() - started
+    return [int(token) for token in chosen]
+
+
+def likeliest_few(logits: mx.array, few: int, counts: Counts) -> list[Choices]:
+    """Of each row the `few` likeliest tokens, each with the logarithm of its probability, the likeliest first."""
+    started = time.perf_counter()
+    logits = logits.astype(mx.float32)
+    few = min(few, logits.shape[1])
+    tokens = mx.argpartition(-logits, few - 1, axis=-1)[:, :few]
+    scores = mx.take_along_axis(logits, tokens, axis=-1) - mx.logsumexp(logits, axis=-1, keepdims=True)
+    mx.eval(tokens, scores)
+    pairs = zip(np.array(tokens), np.array(scores), strict=True)
+    chosen: list[Choices] = [
+        sorted(zip(map(int, row), map(float, values), strict=True), key=lambda choice: (-choice[1], choice[0]))
+        for row, values in pairs
+    ]
+    counts.waiting += time.perf_counter() - started
+    return chosen

@@ -1,0 +1,117 @@
+"""Holds an answer to its table's grammar, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask
+from numpy.typing import NDArray
+
+from sqlora.errors import SqloraError
+from sqlora.generate.grammar import beginning, continuation
+from sqlora.sql.parse import parse_sql
+from sqlora.wikisql.form import Schema
+
+Mask = NDArray[np.int32]
+_AND = b" AND"
+
+
+class Constraint:
+    """One answer's place in its grammar.
+
+    Grammars are built by `workers` while the model computes; llguidance leaves Python's lock meanwhile.
+
+    Args:
+        question: None where the question does not matter.
+    """
+
+    def __init__(self, vocabulary: LLTokenizer, table: Schema, question: str | None, workers: Executor) -> None:
+        self._vocabulary, self._table, self._question, self._workers = vocabulary, table, question, workers
+        self._written = b""
+        self._matcher: LLMatcher | None = None
+        self._building: Future[LLMatcher] = workers.submit(self._build, lambda: beginning(table, question))
+
+    def forced(self, limit: int) -> list[int]:
+        """Take the tokens that must come now, at most `limit`: those into which training would have cut the text.
+
+        There are none while the grammar is being built; the first of them is then chosen like any other.
+        """
+        if self._matcher is None:
+            return []
+        tokens: list[int] = self._matcher.compute_ff_tokens()[:limit]
+        for token in tokens:
+            self.take(token)
+        return tokens
+
+    def start(self) -> None:
+        """Wait for the grammar."""
+        if self._matcher is None:
+            self._matcher = self._building.result()
+
+    def fill(self, masks: Mask, row: int) -> None:
+        """Set the bits of the tokens that may come next, EOS among them, in masks[row] (vocabulary / 32 words)."""
+        self.start()
+        assert self._matcher
+        fill_next_token_bitmask(self._matcher, masks, row)
+
+    def take(self, token: int) -> None:
+        """Go one token on, which must be one of those that `fill` allowed and not EOS."""
+        assert self._matcher
+        if not self._matcher.consume_token(token):
+            raise ValueError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
+        self._written += self._vocabulary.decode_bytes([token])
+        if self._written.endswith(_AND):
+            self._follow_and()
+
+    def accepts(self) -> bool:
+        """Whether the answer may end here."""
+        return self._matcher is not None and self._matcher.is_accepting()
+
+    def finished(self) -> bool:
+        """Whether nothing but EOS can follow."""
+        if self._matcher is None:
+            return False
+        if self._matcher.is_error():
+            raise SqloraError(
+                f"table {self._table.id}",
+                found=f"an answer that its grammar does not follow ({self._matcher.get_error():.300})",
+                expected="no such failure of llguidance",
+                next_step="Set generate.constrain to none in params.yaml.",
+            )
+        return bool(self._matcher.is_stopped())
+
+    def copy(self) -> Constraint:
+        """Another one at the same place."""
+        copied = object.__new__(Constraint)
+        copied.__dict__ |= self.__dict__
+        if self._matcher is not None:
+            copied._matcher = self._matcher.deep_copy()
+        return copied
+
+    def _follow_and(self) -> None:
+        """Change to the grammar behind an AND that ended a condition; in a name or a text, AND is just a word."""
+        assert self._matcher
+        if not self._matcher.is_accepting():
+            return
+        table = self._table
+        text = self._written[: -len(_AND)].decode("utf-8", "replace")
+        parsed = parse_sql(text, table.id, table.header, table.types)
+        if parsed.form is None or not parsed.form.conds:
+            return
+        used = {table.header[column] for column, _, _ in parsed.form.conds}
+        self._matcher = None
+        self._building = self._workers.submit(self._build, lambda: continuation(table, self._question, used))
+
+    def _build(self, grammar: Callable[[], str]) -> LLMatcher:
+        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar()), log_level=0)
+        if matcher.is_error():
+            raise SqloraError(
+                f"table {self._table.id}",
+                found=f"a schema of which no grammar can be made ({matcher.get_error():.300})",
+                expected="names that a grammar can hold",
+                next_step="Set generate.constrain to none in params.yaml, or remove the table from the source.",
+            )
+        return matcher

@@ -1,0 +1,154 @@
+"""Writes SQL for many questions, and answers them in the order in which they were asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+from sqlora.mlx import mx, nn
+
+from llguidance import LLTokenizer
+
+from sqlora.distributed.group import ALONE, Group
+from sqlora.generate.answer import Answer, Job
+from sqlora.generate.choose import Counts
+from sqlora.generate.constraint import Constraint
+from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
+from sqlora.generate.greedy import Greedy
+from sqlora.generate.guided import Guided
+from sqlora.generate.saved import Completion, Saved
+from sqlora.generate.vocabulary import make_vocabulary
+from sqlora.params.generate import GenerateParams
+from sqlora.progress import progress
+from sqlora.sql.execute import Runner, execute, open_database
+from sqlora.sql.parse import parse_sql
+from sqlora.tokenizer import Tokenizer
+from sqlora.wikisql.form import AGGREGATES, Schema
+
+# In batches. A block ends with a batch that is not full, and one that was killed begins anew.
+_BLOCK = 16
+
+
+class Question(Schema, Protocol):
+    """A question about a table."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def prompt(self) -> str: ...
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    params: GenerateParams,
+    *,
+    label: str | None = "generate",
+    database: Path | None = None,
+    keep: Path | None = None,
+    group: Group = ALONE,
+    teacher: Sequence[Sequence[int]] | None = None,
+    counts: Counts | None = None,
+) -> list[Completion]:
+    """Complete every question's prompt until EOS or `params.max_tokens`.
+
+    Args:
+        label: of the progress bar; None for none.
+        database: of the tables, for execution-guided decoding.
+        keep: a folder, of this run only, for answers that survive a kill; it is gone when the run is through.
+        group: the ranks that share the questions; each gets every answer.
+        teacher: for measurements: the tokens that each question's answer is to have, whatever the model chooses.
+        counts: for measurements: filled with what decoding took.
+
+    Returns:
+        In the order of the questions.
+    """
+    prompts = [tokenizer.encode_prompt(question.prompt) for question in questions]
+    # Prompts of like length are read together with little padding.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[group.rank :: group.size]
+    counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
+    vocabulary = make_vocabulary(tokenizer, model.args.vocab_size) if params.constrain != "none" else None
+    with ExitStack() as stack:
+        bar = stack.enter_context(progress(label, total=len(order), unit="question")) if label else None
+        workers = stack.enter_context(ThreadPoolExecutor(1))
+        guided = database is not None and (params.execution_guided or 1) > 1
+        runner = stack.enter_context(open_database(database)) if database and guided else None
+        for block, start in enumerate(range(0, len(order), _BLOCK * params.batch_size)):
+            indices = order[start : start + _BLOCK * params.batch_size]
+            done = saved.read(block, indices)
+            if done is None:
+                done = {}
+                jobs = [
+                    Job(index, prompts[index], _constrain(vocabulary, questions[index], params, workers))
+                    for index in indices
+                ]
+                decoder = _decoder(model, tokenizer, questions, len(jobs), params, counts, runner, teacher)
+                for answer in decoder.run(jobs):
+                    done[answer.job.index] = _completed(answer, tokenizer)
+                    if bar is not None:
+                        bar.update()
+                saved.write(block, done)
+            elif bar is not None:
+                bar.update(len(done))
+            answers |= done
+    rows: list[Any] = [(index, one.completion, one.stopped, one.tokens) for index, one in answers.items()]
+    every = {index: Completion(*record) for part in group.gather(rows) for index, *record in part}
+    saved.drop()
+    return [every[index] for index in range(len(prompts))]
+
+
+def shapes() -> Shapes:
+    """Those that fit the device."""
+    return GPU_SHAPES if mx.default_device() == mx.Device(mx.gpu) else CPU_SHAPES
+
+
+def _constrain(
+    vocabulary: LLTokenizer | None, question: Question, params: GenerateParams, workers: Executor
+) -> Callable[[], Constraint] | None:
+    if vocabulary is None:
+        return None
+    text = question.question if params.constrain == "schema+question" else None
+    return lambda: Constraint(vocabulary, question, text, workers)
+
+
+def _decoder(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    jobs: int,
+    params: GenerateParams,
+    counts: Counts,
+    runner: Runner | None,
+    teacher: Sequence[Sequence[int]] | None,
+) -> Greedy | Guided:
+    """What decodes a block, with an engine of its own: a cache that is longer than it need be rounds in another way."""
+    candidates = params.execution_guided or 1 if runner else 1
+    rows = min(max(params.batch_size, candidates), jobs * candidates)
+    engine = Engine(model, rows, shapes())
+    if runner is None or candidates == 1:
+        return Greedy(engine, eos=tokenizer.eos, limit=params.max_tokens, counts=counts, teacher=teacher)
+
+    def passes(answer: Answer) -> bool:
+        return returns_something(tokenizer.decode(answer.tokens), questions[answer.job.index], runner)
+
+    return Guided(
+        engine, eos=tokenizer.eos, limit=params.max_tokens, counts=counts, candidates=candidates, passes=passes
+    )
+
+
+def returns_something(sql: str, table: Schema, runner: Runner) -> bool:
+    """Whether a query can be read, executes, and finds something: a value that is not NULL, or a count above zero."""
+    form = parse_sql(sql, table.id, table.header, table.types).form
+    if form is None:
+        return False
+    execution = execute(form, table, runner)
+    nothing = (None, 0) if AGGREGATES[form.agg] == "COUNT" else (None,)
+    return execution.failure is None and any(value not in nothing for value in execution.rows)
+
+
+def _completed(answer: Answer, tokenizer: Tokenizer) -> Completion:
+    return Completion(tokenizer.decode(answer.tokens), answer.stopped, len(answer.tokens))

@@ -1,0 +1,133 @@
+"""`python -m sqlora ask` on a tiny model, whose answers are SQL because they are constrained."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+from argparse import ArgumentParser, Namespace
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sqlora.ask.arguments import add_arguments
+from sqlora.ask.command import run
+from sqlora.ask.query import render_query
+from sqlora.ask.source import open_csv, open_sqlite
+from sqlora.errors import SqloraError
+from sqlora.wikisql.form import LogicalForm
+
+QUOTED = '"the ""orders"" list"'
+CSV = 'Player,School/Club Team,Year\nAnn Lee,"North High, East",1998\nBo O\'Hara,South "S" College,2001\n'
+
+
+@pytest.fixture
+def csv(tmp_path: Path) -> Path:
+    path = tmp_path / "my players.csv"
+    path.write_text(CSV)
+    return path
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    path = tmp_path / "shop.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f'CREATE TABLE {QUOTED} ("Item name" TEXT, "Price €" NUMERIC)')
+        connection.execute(f"INSERT INTO {QUOTED} VALUES ('Tea', 3), ('Café', 4.5)")
+        connection.execute("CREATE TABLE empty (a)")
+    return path
+
+
+def arguments(*options: object) -> Namespace:
+    parser = ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(option) for option in options])
+
+
+def test_a_question_about_a_csv_file(model_folder: Path, csv: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status = run(arguments("who is in it?", "--csv", csv, "--model", model_folder, "--base", "--json"))
+    reply = json.loads(capsys.readouterr().out)
+    assert reply["question"] == "who is in it?"
+    assert ' FROM "my players"' in reply["sql"]
+    assert (status, reply["failure"]) == (0, None)
+    assert reply["rows"], "a candidate that returns something was to be preferred"
+    with open_csv(csv) as source:
+        assert [list(row) for row in source.sandbox.run(reply["sql"]).rows] == reply["rows"]
+
+
+def test_a_question_about_a_table_of_a_database(
+    model_folder: Path, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("what?", "--sqlite", database, "--table", 'the "orders" list', "--model", model_folder, "--base")
+    assert run(arguments(*options)) == 0
+    assert f"FROM {QUOTED}" in capsys.readouterr().out
+
+
+def test_questions_one_after_another(
+    model_folder: Path, csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = "why " * 40_000
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"who?\n{long}\nwhen?\n\nnot read\n"))
+    assert run(arguments("--interactive", "--csv", csv, "--model", model_folder, "--base", "--json")) == 0
+    output = capsys.readouterr()
+    assert [json.loads(line)["question"] for line in output.out.splitlines()] == ["who?", "when?"]
+    assert "Shorten the question" in output.err
+
+
+def test_sql_is_quoted_and_compares_texts_whatever_their_case(csv: Path) -> None:
+    with open_csv(csv) as source:
+        assert source.table.types == ("text", "text", "real")
+        for form, expected in [
+            (LogicalForm(2, 1, ((0, 0, "BO O'HARA"),)), [(2001,)]),
+            (LogicalForm(0, 0, ((1, 0, 'south "s" college'), (2, 1, 1999.5))), [("Bo O'Hara",)]),
+            (LogicalForm(0, 3, ((2, 2, 2000),)), [(1,)]),
+        ]:
+            assert list(source.sandbox.run(render_query(form, source.table, source.name)).rows) == expected
+
+
+def test_what_cannot_be_asked_is_an_error(model_folder: Path, csv: Path, database: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.csv").write_text("")
+    (tmp_path / "header.csv").write_text("a,b\n")
+    for options, message in [
+        (("x", "--csv", tmp_path / "none.csv"), "an empty file"),
+        (("x", "--csv", tmp_path / "header.csv"), "a header without rows"),
+        (("x", "--csv", tmp_path / "gone.csv"), "no such file"),
+        (("x", "--sqlite", tmp_path / "gone.db"), "no such file"),
+        (("x", "--sqlite", csv), "a file of another kind"),
+        (("x", "--sqlite", database), "2 tables; expected one of empty, the"),
+        (("x", "--sqlite", database, "--table", "nope"), "no table nope; expected one of empty, the"),
+        (("x", "--sqlite", database, "--table", "empty"), "no row"),
+        ((" ", "--csv", csv), "an empty one"),
+        (("why " * 40_000, "--csv", csv), "Shorten the question"),
+        (("x", "--interactive", "--csv", csv), "a question and --interactive"),
+        (("--csv", csv), "no question"),
+    ]:
+        with pytest.raises(SqloraError, match=message):
+            run(arguments(*options, "--model", model_folder, "--base"))
+    with pytest.raises(SqloraError, match="no adapter"):
+        run(arguments("x", "--csv", csv, "--model", model_folder, "--adapter", tmp_path / "adapter"))
+    with pytest.raises(SqloraError, match="Run dvc repro convert"):
+        run(arguments("x", "--csv", csv, "--model", tmp_path / "model", "--base"))
+
+
+def test_the_database_stays_as_it_is(model_folder: Path, database: Path) -> None:
+    before = database.read_bytes(), sorted(database.parent.iterdir())
+    with open_sqlite(database, 'THE "ORDERS" LIST') as source:
+        assert source.table.header == ("Item name", "Price €")
+        assert source.table.types == ("text", "real")
+    assert (database.read_bytes(), sorted(database.parent.iterdir())) == before
+
+
+def test_the_command_line(model_folder: Path, csv: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "artifacts" / "model")
+    command = [sys.executable, "-m", "sqlora", "ask", "who?", "--csv", str(csv)]
+    done = subprocess.run([*command, "--base"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("SELECT ")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: artifacts/adapter: found no adapter")
