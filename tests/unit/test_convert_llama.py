@@ -20,10 +20,12 @@ from sqlora.convert.llama import llama_shapes
 from sqlora.convert.model import convert_model
 from sqlora.convert.tokenizer import ODD_STRINGS
 from sqlora.errors import SqloraError
-from sqlora.generate import generate
+from sqlora.generate.run import generate
 from sqlora.model import context_length, load_base
 from sqlora.params.generate import GenerateParams
+from sqlora.text import Example
 from sqlora.tokenizer import Tokenizer
+from sqlora.wikisql.form import LogicalForm
 
 TOKENS = [1, 3, 500, 17, 17, 259, 300, 301, 2, 77, 404, 5, 260, 261, 262, 499, 0, 30, 31, 32]
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -206,11 +208,16 @@ def test_generation_is_that_of_mlx_lm(source: Path, tmp_path: Path) -> None:
 
     folder = converted(source, tmp_path)
     model, _ = load_base(folder)
-    prompts = ["Q: select\nA:", "table"]
-    own = generate(model, Tokenizer(folder), prompts, GenerateParams(batch_size=2, max_tokens=8))
+    questions = [
+        Example(f"1-{number}", question, ("notes", "table"), ("text", "text"), LogicalForm(0, 0, ()))
+        for number, question in enumerate(("select?", "co"))
+    ]
+    params = GenerateParams(2, 8, "none", None, workers=1, hostfile=None, backend="auto")
+    own = generate(model, Tokenizer(folder), questions, params)
     model, tokenizer = mlx_lm.load(str(folder))
-    for prompt, completion in zip(prompts, own, strict=True):
-        assert mlx_lm.generate(model, tokenizer, prompt, max_tokens=8).removeprefix(" ") == completion.completion
+    for question, completion in zip(questions, own, strict=True):
+        text = mlx_lm.generate(model, tokenizer, question.prompt, max_tokens=8)
+        assert text.removeprefix(" ") == completion.completion
 
 
 def test_shapes_are_those_of_transformers(tmp_path: Path) -> None:
