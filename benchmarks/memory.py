@@ -139,6 +139,9 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
         early_stopping=None,
         states_gb=0.0 if "whole" in flags else 20.0,
         seed=1,
+        workers=1,
+        hostfile=None,
+        backend="auto",
         force=True,
     )
     free = mx.set_memory_limit(0)
@@ -156,7 +159,7 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "largest": prediction.largest,
         "phases": prediction.phases,
         "outside": prediction.outside,
-        "mapped": prediction.mapped,
+        "host": prediction.host,
     }
 
 

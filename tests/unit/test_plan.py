@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
+from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
@@ -55,6 +57,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=1,
+    workers=1,
+    hostfile=None,
+    backend="auto",
     force=False,
 )
 CONFIG = {
@@ -91,6 +96,13 @@ def model_of(config: dict[str, Any]) -> llama.Model:
 
 def weight_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+
+
+def active() -> int:
+    """Bytes that MLX holds, less what earlier tests have left and nobody has collected yet."""
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -134,7 +146,7 @@ def test_a_runs_batches_are_known() -> None:
     rows = [Size(int(length), int(length) // 4) for length in rng.integers(20, 90, 50)]
     work = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13))
     lengths = [row.length for row in rows]
-    buckets = choose_lengths([*lengths, *lengths[:10]])
+    buckets = choose_lengths(lengths)
     chosen = [batch_indices(step, lengths, buckets, 4, TRAIN.seed) for step in range(13)]
     assert {load.rows for load in work.train} == {len(one) for one in chosen} == {4, 2}
     assert max(load.length for load in work.train) == max(lengths)
@@ -144,6 +156,25 @@ def test_a_runs_batches_are_known() -> None:
     assert sum(count for _, count in work.states) == 60
     every = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13, loss="all"))
     assert {load.counted for load in every.train} == {sum(lengths[index] for index in one) for one in chosen}
+
+
+def test_a_compiled_runs_batches_are_filled_up_to_one_shape_a_length() -> None:
+    rng = np.random.default_rng(1)
+    rows = [Size(int(length), int(length) // 4) for length in rng.integers(20, 90, 50)]
+    plain, filled = (work_of(rows, rows[:10], TRAIN, compiled=compiled) for compiled in (False, True))
+    assert len({load.length for load in filled.train}) == len(filled.train) < len(plain.train)
+    assert {load.rows for load in filled.train} == {4}
+    for load in filled.train:
+        assert load.counted >= max(one.counted for one in plain.train if one.length == load.length)
+
+
+def test_several_ranks_share_the_batches() -> None:
+    rows = [Size(size.length, size.answer) for size in assumed_sizes(60)]
+    params = dataclasses.replace(TRAIN, batch_size=4, gradient_accumulation=2)
+    alone, shared = (work_of(rows, rows[:20], params, ranks=ranks) for ranks in (1, 4))
+    assert max(load.rows for load in alone.train) == 4
+    assert max(load.rows for load in shared.train) == 2
+    assert shared.valid_tokens < alone.valid_tokens
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -169,13 +200,13 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     config, adapter = CONFIG | config, dataclasses.replace(LORA, **lora)
     params, rows, length = dataclasses.replace(TRAIN, **train), 4, 160
     frozen = config["num_hidden_layers"] - adapter.layers if params.states_gb else 0
+    params = dataclasses.replace(params, iterations=1)  # one step's inputs are transferred, as below
     load, everything = Load(rows, length, counted), Load(rows, length, rows * length)
-    work = Work((load,), (everything,), rows * length, rows * length, 0, ((length, rows),))
+    work = Work((load,), (everything,), length, rows * length, rows * length, 0, ((length, rows),))
     prediction = predict(shape_of(config), adapter, params, work, device="cpu")
     expected = max(sum(prediction.phases[phase].values()) for phase in ("training", "validation"))
     model = model_of(config)
-    mx.clear_cache()
-    before = mx.get_active_memory()
+    before = active()
     upper = Upper(model, frozen)
     del model
     upper.freeze()
@@ -187,16 +218,18 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     if not frozen:
         inputs = np.ones((rows, length), dtype=np.int32)
 
-    def batch(load: Load) -> Batch:
+    def batch(load: Load) -> Ready:
         places = np.arange(load.counted, dtype=np.int32)
-        return Batch(inputs, places, places, np.ones(load.counted, dtype=np.float32), rows * length)
+        ones = np.ones(load.counted, dtype=np.float32)
+        return transfer([Batch(inputs, places, places, ones, ones, rows * length)])[0]
 
     best = stepper.adapter()
-    mx.eval(stepper.step([batch(load)]), best)
+    step = batch(load)
+    mx.eval(stepper.step([step]), best)
     mx.set_memory_limit(1)  # nothing is issued ahead, so what is measured is what lives
     mx.reset_peak_memory()
-    mx.eval(stepper.step([batch(load)]))
-    stepper.losses(batch(everything))
+    mx.eval(stepper.step([step]))
+    mx.eval(stepper.losses(batch(everything)))
     assert mx.get_peak_memory() - before == pytest.approx(expected, rel=0.1)
 
 
@@ -212,7 +245,7 @@ def test_the_memory_of_the_frozen_pass_is_predicted(tmp_path: Path) -> None:
     sizes = sizes_of(examples)
     work = work_of(sizes[:50], sizes[50:], TRAIN)
     prediction = predict(shape_of(CONFIG), LORA, TRAIN, work, device="cpu")
-    before = mx.get_active_memory()
+    before = active()
     mx.set_memory_limit(1)
     mx.reset_peak_memory()
     store = StateStore(tmp_path / "states", 256, "float32")

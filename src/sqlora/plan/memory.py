@@ -19,7 +19,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
-from sqlora.train.feed import steps_together
+from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.layer import PLAIN_ATTENTION
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 
@@ -34,14 +34,16 @@ Arrays = dict[str, int]  # what for -> bytes
 
 @dataclass(frozen=True)
 class Prediction:
-    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal; outside: bytes of the process that
-    MLX does not hold, which a CPU's memory includes; mapped: bytes of the states' files that are mapped while training.
+    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal.
+
+    What MLX does not hold and a CPU's memory includes, in bytes: outside, of the process before it works; host, of each
+    phase: mapped files of states, and numpy's arrays on their way to MLX.
     """
 
     phases: dict[str, Arrays]
     device: str
     outside: int
-    mapped: int
+    host: dict[str, int]
 
     @property
     def live(self) -> int:
@@ -59,9 +61,9 @@ class Prediction:
         if self.device != "cpu":
             return int(self.live * (1 + ROOM / 2))
         # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
-        # to as much again (measured: 0.5 to 1). Files are mapped behind the frozen pass.
+        # to as much again (measured: 0.5 to 1).
         held = max(
-            min(self.limit, sum(arrays.values()) * 7 // 4) + (self.mapped if name != "frozen layers" else 0)
+            min(self.limit, sum(arrays.values()) * 7 // 4) + self.host.get(name, 0)
             for name, arrays in self.phases.items()
         )
         return held + HOLES + self.outside
@@ -85,23 +87,33 @@ def predict(
         outside: bytes that the process has beside MLX's arrays; 0 on a GPU, where they do not count.
     """
     frozen = shape.layers - lora.layers if params.states_gb else 0
-    always = _always(shape, lora, frozen)
+    token = shape.hidden * shape.itemsize if frozen else 4  # bytes of what goes in
+    transferred = _transferred(params, work, token)
+    checked = min(TRANSFER_BYTES, work.valid_tokens * token)
+    always = _always(shape, lora, frozen) | {"inputs of the next steps": transferred}
     phases = {
-        "training": max(
-            (_training(shape, lora, params, load, work.longest, frozen, device) for load in work.train), key=_total
-        ),
-        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total),
+        "training": max((_training(shape, lora, params, load, device) for load in work.train), key=_total),
+        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total)
+        | {"inputs of the validation": checked},
     }
     phases = {name: always | arrays for name, arrays in phases.items()}
     if frozen:
         phases["frozen layers"] = _frozen_pass(shape, work)
-    mapped = work.state_tokens * shape.hidden * shape.itemsize if frozen and device == "cpu" else 0
-    return Prediction(phases, device, outside, mapped)
+    mapped = work.state_tokens * token if frozen else 0
+    # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
+    host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
+    return Prediction(phases, device, outside, host if device == "cpu" else {})
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
     """Trainable parameters."""
     return lora.layers * lora.rank * sum(sum(shape.projections[target]) for target in lora.targets)
+
+
+def _transferred(params: TrainParams, work: Work, token: int) -> int:
+    """Bytes of the steps' inputs that are transferred at once; token: of one token's."""
+    together = steps_together(params.gradient_accumulation * params.batch_size * work.longest * token)
+    return int(params.gradient_accumulation * work.mean_tokens * token) * min(together, params.iterations)
 
 
 def _total(arrays: Arrays) -> int:
@@ -175,14 +187,9 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
     return 4 * numbers * matrices + half + rows
 
 
-def _training(
-    shape: Shape, lora: LoraParams, params: TrainParams, load: Load, longest: int, frozen: int, device: str
-) -> Arrays:
+def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
     state, masks, rest = _kept(shape, lora, load)
     layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
-    step = params.gradient_accumulation * params.batch_size * longest * (shape.hidden * shape.itemsize if frozen else 4)
-    # Several steps' inputs are transferred at once; on a CPU the next ones are gathered meanwhile, and packed.
-    inputs = step * steps_together(step) * (3 if device == "cpu" else 1)
     if params.gradient_checkpointing:
         kept, again = layers * (state + masks), rest  # one layer's inner values at a time
     else:
@@ -193,7 +200,6 @@ def _training(
     return {
         "kept for the way back": kept,
         "the layer at work": max(head, again + back),
-        "inputs of the next steps": inputs,
         # Scaled and split for the layers; while batches are added up, the sum so far.
         "adapter's values and gradient": adapter * (2 + (params.gradient_accumulation > 1)),
     }
