@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlora.mlx import mx
 
-from sqlora.count import count_lora_parameters, count_parameters
+from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
 from sqlora.params.lora import LoraParams
@@ -35,7 +35,9 @@ def main(
         config = read_config(model)
         tokenizer = Tokenizer(model)
         train_examples, valid_examples = (encode(path, tokenizer, config) for path in (examples, valid))
-        trainable = count_lora_parameters(config, layers=lora.layers, rank=lora.rank, targets=lora.targets)
+        trainable = count_adapter_parameters(
+            config, adapter=lora.adapter, layers=lora.layers, rank=lora.rank, targets=lora.targets
+        )
         print(f"{trainable:,} trainable parameters beside {count_parameters(config):,} of the base model")
         expected = expect(config, train_examples, valid_examples, lora, train, group)
         print(expected)

@@ -37,7 +37,7 @@ from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
 
-LORA = LoraParams(layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
+LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
     batch_size=4,
     gradient_accumulation=1,

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sqlora.count import sum_adapter
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.shape import Shape
@@ -107,7 +108,7 @@ def predict(
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
     """Trainable parameters."""
-    return lora.layers * lora.rank * sum(sum(shape.projections[target]) for target in lora.targets)
+    return sum_adapter(shape.projections, lora.adapter, lora.layers, lora.rank, lora.targets)
 
 
 def _transferred(params: TrainParams, work: Work, token: int) -> int:
