@@ -191,6 +191,11 @@ def test_several_ranks_share_the_batches() -> None:
         ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 120),
         ({"tie_word_embeddings": True}, {}, {}, 600),
         ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
+        ({}, {"adapter": "dora", "layers": 4}, {}, 120),
+        ({}, {"adapter": "dora", "targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
+        ({}, {"adapter": "dora", "layers": 4}, {"gradient_checkpointing": True}, 120),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"adapter": "dora", "layers": 4}, {}, 120),
+        ({"attention_bias": True}, {"layers": 4}, {}, 120),
     ],
     ids=str,
 )

@@ -13,6 +13,7 @@ then lies between the live memory and that limit, and the middle is what is pred
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from sqlora.count import sum_adapter
@@ -134,6 +135,11 @@ def _always(shape: Shape, lora: LoraParams, frozen: int) -> Arrays:
     }
 
 
+def _written(shape: Shape, lora: LoraParams) -> bool:
+    """Whether the engine's written-out layers compute the steps, and not automatic differentiation."""
+    return shape.written and lora.adapter == "lora"
+
+
 def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
     """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
@@ -143,11 +149,26 @@ def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
         width += shape.queries  # mixed: only its adapter's gradient asks for it, and MLX drops what nobody asks for
     weights = attention if load.length <= PLAIN_ATTENTION else 0
     masks = sum(shape.projections[target][0] for target in lora.targets) if lora.dropout else 0
-    if not shape.written:
-        # Automatic differentiation also keeps both norms, projections before rotation and LoRA, and SwiGLU's parts.
-        width += 2 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.inner
     size = shape.itemsize
     return tokens * shape.hidden * size, tokens * masks * size, (tokens * width + weights) * size
+
+
+def _automatic(shape: Shape, lora: LoraParams) -> tuple[int, int]:
+    """Numbers a token that automatic differentiation keeps of a layer beside `_kept`: of all, of the adapters' alone."""
+    targets = set(lora.targets)
+    # What goes into the adapters, one norm for several of them; o_proj's is in `_kept`.
+    inputs = shape.hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"}))
+    inputs += shape.inner * ("down_proj" in targets)
+    # The gradient of DoRA's lengths asks for what a projection gave before its rows got them.
+    outputs = sum(shape.projections[target][1] for target in targets)
+    return inputs + 2 * shape.inner + outputs * (lora.adapter == "dora"), inputs + outputs
+
+
+def _dequantized(shape: Shape, lora: LoraParams) -> int:
+    """Bytes of a layer's plain weights that DoRA makes of quantized ones and keeps for the way back."""
+    if lora.adapter != "dora" or shape.bits is None:
+        return 0
+    return sum(math.prod(shape.projections[target]) for target in lora.targets) * shape.itemsize
 
 
 def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
@@ -156,11 +177,13 @@ def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more; a CPU has
     # sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
     inner = (3 if device == "cpu" else 1) + ("down_proj" in lora.targets)
+    if not _written(shape, lora):
+        inner = 2  # both gradients; sigmoid and its product are kept
     # The gradient that came from above, and the one that goes on below.
     return (tokens * (inner * shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
 
 
-def _attention_back(shape: Shape, load: Load, device: str) -> int:
+def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     """The same while the attention's gradients are computed; gate and up are gone by then."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
     matrices = 2  # d_weights and its product with the weights; d_scores takes the place of one
@@ -169,6 +192,8 @@ def _attention_back(shape: Shape, load: Load, device: str) -> int:
         matrices = 0 if device == "cuda" else 3
     # The gradient and middle's; d_mixed and its transposed copy; d_value; less gate and up.
     width = 2 * shape.hidden + 2 * shape.queries + shape.keys - 2 * shape.inner
+    if not _written(shape, lora):
+        width -= 2 * shape.inner
     return (tokens * width + matrices * attention + _mask(shape, load)) * shape.itemsize
 
 
@@ -190,20 +215,33 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
 
 def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
     state, masks, rest = _kept(shape, lora, load)
+    tokens, size = load.rows * load.length, shape.itemsize
     layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
+    left = 0
+    if not _written(shape, lora):
+        every, adapters = _automatic(shape, lora)
+        rest += tokens * every * size + _dequantized(shape, lora)
+        left = tokens * adapters * size  # until MLX computes the adapters' gradients, which it does last
     if params.gradient_checkpointing:
-        kept, again = layers * (state + masks), rest  # one layer's inner values at a time
+        kept, again = layers * (state + masks + left), rest  # one layer's inner values at a time
     else:
         kept, again = layers * (state + masks + rest), 0
-    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, load, device))
+    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, lora, load, device))
     head = _head(shape, load, device, back=True) + state  # and the last layer's output
     adapter = 4 * adapter_size(shape, lora)
     return {
         "kept for the way back": kept,
-        "the layer at work": max(head, again + back),
+        "the layer at work": max(head, again + back, _lengths(shape, lora)),
         # Scaled and split for the layers; while batches are added up, the sum so far.
         "adapter's values and gradient": adapter * (2 + (params.gradient_accumulation > 1)),
     }
+
+
+def _lengths(shape: Shape, lora: LoraParams) -> int:
+    """Bytes while DoRA takes the lengths of a weight's rows, in float32: the sum, its parts and their squares."""
+    if lora.adapter != "dora":
+        return 0
+    return 3 * 4 * max(math.prod(shape.projections[target]) for target in lora.targets)
 
 
 def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arrays:
@@ -212,7 +250,7 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
     return {
-        "the layer at work": max(_head(shape, load, device, back=False), layer),
+        "the layer at work": max(_head(shape, load, device, back=False), layer, _lengths(shape, lora)),
         "adapter's values": 4 * adapter_size(shape, lora),
     }
 
