@@ -25,7 +25,8 @@ from sqlora.plan.check import expect
 from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
 from sqlora.plan.machine import Machine, available_memory, outside_memory, this_machine
-from sqlora.plan.memory import ROOM, predict
+from sqlora.plan.memory import predict
+from sqlora.plan.prediction import ROOM
 from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded

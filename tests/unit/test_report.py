@@ -278,9 +278,13 @@ def test_scores_and_facts(root: Path) -> None:
         "0.252 from 5.213 before training",
         "1.704M 0.02% of 7,241.732M",
         "1,912 tokens a second",
-        "0.83 GB",
+        "0.83 GB while training",
     ):
         assert fact in page.text
+    assert "predicted" not in page.text
+    training = json.loads((root / "results/training.json").read_text())
+    (root / "results/training.json").write_text(json.dumps(training | {"predicted_peak_memory_gb": 0.8151}))
+    assert "0.83 GB while training, 0.82 GB predicted" in Page(render_page(load(root))).text
 
 
 def test_disagreements_with_the_official_evaluator_are_explained(root: Path) -> None:

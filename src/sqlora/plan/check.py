@@ -13,7 +13,8 @@ from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.machine import Machine, outside_memory, this_machine
-from sqlora.plan.memory import Prediction, predict
+from sqlora.plan.memory import predict
+from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape, shape_of
 from sqlora.plan.work import Size, sizes_of, work_of
 from sqlora.tokenizer import Encoded

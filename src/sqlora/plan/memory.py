@@ -6,77 +6,24 @@ sqlora.train.gradients, whose arrays these are. T is rows x length of a batch, H
 all query and of all key heads, I the MLP's inner width, A = rows x heads x length x length the attention's weights.
 
 MLX evaluates lazily and frees an array when its last user has run; on a GPU (and on the CPU's stream) the host issues
-operations ahead of the device, and what these free stays until the device is through. The engine therefore sets MLX's
-memory limit `ROOM` above the live memory: beyond it MLX waits for the device instead of issuing more. The peak of a GPU
-then lies between the live memory and that limit, and the middle is what is predicted.
+operations ahead of the device, and what these free stays until the device is through. So MLX's memory limit is set to
+ROOM (sqlora.plan.prediction) above the live memory: beyond it MLX waits for the device instead of issuing more. The peak
+of a GPU then lies between the live memory and that limit, and the middle is what is predicted.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from sqlora.count import sum_adapter
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.layer import PLAIN_ATTENTION
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
-
-ROOM = 0.1  # share of the live memory that operations issued ahead may take
-
-# Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
-# 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
-HOLES = 60_000_000
-
-Arrays = dict[str, int]  # what for -> bytes
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal.
-
-    What MLX does not hold and a CPU's memory includes, in bytes: outside, of the process before it works; host, of each
-    phase: mapped files of states, and numpy's arrays on their way to MLX.
-    """
-
-    phases: dict[str, Arrays]
-    device: str
-    outside: int
-    host: dict[str, int]
-
-    @property
-    def live(self) -> int:
-        """Bytes that MLX has to hold at least."""
-        return max(sum(arrays.values()) for arrays in self.phases.values())
-
-    @property
-    def limit(self) -> int:
-        """MLX's memory limit for the run, in bytes."""
-        return int(self.live * (1 + ROOM))
-
-    @property
-    def peak(self) -> int:
-        """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
-        if self.device != "cpu":
-            return int(self.live * (1 + ROOM / 2))
-        # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
-        # to as much again (measured: 0.5 to 1).
-        held = max(
-            min(self.limit, sum(arrays.values()) * 7 // 4) + self.host.get(name, 0)
-            for name, arrays in self.phases.items()
-        )
-        return held + HOLES + self.outside
-
-    @property
-    def largest(self) -> str:
-        """The phase that decides."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    def __str__(self) -> str:
-        return f"predicted peak memory: {self.peak / 1e9:.2f} GB, reached in the phase: {self.largest}"
 
 
 def predict(
@@ -154,7 +101,7 @@ def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
 
 
 def _automatic(shape: Shape, lora: LoraParams) -> tuple[int, int]:
-    """Numbers a token that automatic differentiation keeps of a layer beside `_kept`: of all, of the adapters' alone."""
+    """Numbers a token that automatic differentiation keeps of a layer beside `_kept`: all, and the adapters'."""
     targets = set(lora.targets)
     # What goes into the adapters, one norm for several of them; o_proj's is in `_kept`.
     inputs = shape.hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"}))

@@ -11,7 +11,8 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.cost import Speed, disk, seconds
 from sqlora.plan.machine import Machine
-from sqlora.plan.memory import Prediction, adapter_size, predict
+from sqlora.plan.memory import adapter_size, predict
+from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Size, work_of
 

@@ -127,8 +127,12 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
             f"{share:.2%} of {_short(training.total_parameters)}",
         ),
         ("Training speed", f"{training.tokens_per_second:,.0f}", "tokens a second"),
-        ("Peak memory", f"{training.peak_memory_gb:.2f} GB", "while training"),
+        ("Peak memory", f"{training.peak_memory_gb:.2f} GB", _predicted(training.predicted_peak_memory_gb)),
     ]
+
+
+def _predicted(memory: float | None) -> str:
+    return "while training" if memory is None else f"while training, {memory:.2f} GB predicted"
 
 
 def _short(count: float) -> str:
