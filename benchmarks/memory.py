@@ -5,7 +5,8 @@
 
 A setting is BATCHxLAYERS and flags behind it: +check (gradient checkpointing), +quant (a 4-bit copy of the model, which
 --quantize makes), +all (loss over all tokens), +whole (train.states_gb 0, so that all layers are in memory), +wave (the
-training examples are validation examples as well, so that the frozen pass has a whole wave), +drop (dropout).
+training examples are validation examples as well, so that the frozen pass has a whole wave), +drop (dropout), +dora
+(lora.adapter).
 
 A run has few steps, over examples spread evenly over all lengths: the longest ones are among them. Measured is what
 sqlora reports as peak_memory_gb: what MLX held on a GPU, the whole process on a CPU. --free leaves MLX's memory limit
@@ -28,7 +29,7 @@ from training import ROOT, make_model, write_tokens
 
 CPU = "4x8,2x4,1x2,4x8+check,8x8+all,4x4+wave"
 MISTRAL = "4x16,2x8,1x4,8x16,4x32,4x16+check,8x16+check,4x16+quant,1x4+quant,4x32+quant+check,4x16+all,4x8+whole"
-FLAGS = {"check", "quant", "all", "whole", "wave", "drop"}
+FLAGS = {"check", "quant", "all", "whole", "wave", "drop", "dora"}
 
 
 def main() -> None:
@@ -119,7 +120,9 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if "wave" in flags:
         valid = [*valid, *train]
     train = spread(train, batch * arguments.steps)
-    lora = LoraParams(layers, 8, 20.0, 0.1 if "drop" in flags else 0.0, ("q_proj", "v_proj"))
+    lora = LoraParams(
+        "dora" if "dora" in flags else "lora", layers, 8, 20.0, 0.1 if "drop" in flags else 0.0, ("q_proj", "v_proj")
+    )
     params = TrainParams(
         batch_size=batch,
         gradient_accumulation=1,
@@ -139,6 +142,9 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
         early_stopping=None,
         states_gb=0.0 if "whole" in flags else 20.0,
         seed=1,
+        workers=1,
+        hostfile=None,
+        backend="auto",
         force=True,
     )
     free = mx.set_memory_limit(0)
@@ -156,7 +162,7 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "largest": prediction.largest,
         "phases": prediction.phases,
         "outside": prediction.outside,
-        "mapped": prediction.mapped,
+        "host": prediction.host,
     }
 
 

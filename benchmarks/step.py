@@ -105,7 +105,7 @@ def build(shape: str, batch: int, layers: int, *, compiled: bool) -> Stepper:
     upper = Upper(model, 0)
     upper.freeze()
     upper.load()
-    lora = LoraParams(layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
+    lora = LoraParams(adapter="lora", layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
     add_lora(upper, lora, 1)
     params = TrainParams(
         batch_size=batch,

@@ -144,7 +144,7 @@ def ours(
     from sqlora.train.run import train_adapter
 
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
-    lora = LoraParams(layers, 8, 20.0, 0.0, ("q_proj", "v_proj"))
+    lora = LoraParams("lora", layers, 8, 20.0, 0.0, ("q_proj", "v_proj"))
     params = TrainParams(
         batch_size=batch,
         gradient_accumulation=1,

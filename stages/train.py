@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from dataclasses import fields
 from pathlib import Path
 
 from sqlora.mlx import mx
 
-from sqlora.count import count_lora_parameters, count_parameters
+from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
 from sqlora.params.lora import LoraParams
@@ -19,8 +16,8 @@ from sqlora.plan.check import expect
 from sqlora.publish import publish_file, publish_folder
 from sqlora.stage import run_stage
 from sqlora.tokenizer import Tokenizer
+from sqlora.train.curve import curve
 from sqlora.train.data import encode, read_config
-from sqlora.train.engine import Report
 from sqlora.train.lora import adapter_config
 from sqlora.train.run import Trained, train_adapter
 
@@ -35,19 +32,13 @@ def main(
         config = read_config(model)
         tokenizer = Tokenizer(model)
         train_examples, valid_examples = (encode(path, tokenizer, config) for path in (examples, valid))
-        trainable = count_lora_parameters(config, layers=lora.layers, rank=lora.rank, targets=lora.targets)
+        trainable = count_adapter_parameters(
+            config, adapter=lora.adapter, layers=lora.layers, rank=lora.rank, targets=lora.targets
+        )
         print(f"{trainable:,} trainable parameters beside {count_parameters(config):,} of the base model")
         expected = expect(config, train_examples, valid_examples, lora, train, group)
         print(expected)
-        loss.parent.mkdir(parents=True, exist_ok=True)
-        with open(loss if group.rank == 0 else os.devnull, "w", newline="") as handle:
-            writer = csv.DictWriter(handle, [field.name for field in fields(Report)], lineterminator="\n")
-            writer.writeheader()
-
-            def report(row: Report) -> None:
-                writer.writerow(row.row())
-                handle.flush()
-
+        with curve(loss, wanted=group.rank == 0) as report:
             trained = train_adapter(model, train_examples, valid_examples, lora, train, report=report, group=group)
         if group.rank:
             return

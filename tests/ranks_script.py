@@ -109,7 +109,7 @@ def train(group: Group) -> Any:
 
     rng = np.random.default_rng(1)
     rows = [Encoded((1, *rng.integers(3, 500, 8 + index % 9).tolist(), 40, 41, 2), 6) for index in range(30)]
-    lora = LoraParams(1, 4, 10.0, 0.0, ("q_proj", "v_proj"))
+    lora = LoraParams("lora", 1, 4, 10.0, 0.0, ("q_proj", "v_proj"))
     values = YAML(typ="safe").load((Path(__file__).parents[1] / "params.yaml").read_text())["train"]
     values |= {"batch_size": 4, "iterations": 6, "report_every": 2, "validate_every": 6, "checkpoint_every": 3}
     values |= {"workers": group.size, "learning_rate": 1e-3}

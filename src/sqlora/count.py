@@ -51,8 +51,12 @@ def count_parameters(config: Mapping[str, Any]) -> int:
     return int(config["num_hidden_layers"] * layer + hidden + embeddings * config["vocab_size"] * hidden)
 
 
-def count_lora_parameters(config: Mapping[str, Any], *, layers: int, rank: int, targets: Iterable[str]) -> int:
+def count_adapter_parameters(
+    config: Mapping[str, Any], *, adapter: str, layers: int, rank: int, targets: Iterable[str]
+) -> int:
     """Trainable parameters of an adapter: two factors of that rank for each target of each of the top `layers`.
+
+    Those of `dora` have a number for each output as well.
 
     Raises:
         SqloraError: for more layers than the model has, or a target that no layer has.
@@ -72,4 +76,11 @@ def count_lora_parameters(config: Mapping[str, Any], *, layers: int, rank: int, 
             expected=f"some of {', '.join(shapes)}",
             next_step="Correct lora.targets.",
         )
-    return layers * rank * sum(sum(shapes[target]) for target in targets)
+    return sum_adapter(shapes, adapter, layers, rank, targets)
+
+
+def sum_adapter(
+    shapes: Mapping[str, tuple[int, int]], adapter: str, layers: int, rank: int, targets: Iterable[str]
+) -> int:
+    """The same for projections of these shapes, all of which are there."""
+    return layers * sum(rank * sum(shapes[one]) + (adapter == "dora") * shapes[one][1] for one in targets)

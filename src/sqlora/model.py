@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +29,8 @@ def load_base(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             expected="a converted model",
             next_step="Run dvc repro convert.",
         )
-    try:
+    with _readable(folder):
         model, config = load_model(folder)
-    except (ValueError, OSError, RuntimeError, KeyError) as error:
-        raise SqloraError(
-            folder,
-            found=f"a model that mlx-lm does not load ({error})",
-            expected="config.json and safetensors that fit each other",
-            next_step="Delete the folder and run dvc repro convert.",
-        ) from error
     model.freeze()
     model.eval()
     return model, config
@@ -48,14 +42,30 @@ def load_lazily(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     Returns:
         The model and its config.json.
     """
-    model, config = load_model(folder, lazy=True)
-    for file in sorted(folder.glob("*.safetensors")):
-        # On the stream of the CPU: there a thread reads while a GPU computes. On CUDA's own stream the caller would
-        # read, and through memory that the driver has to copy once more: 3 GB/s instead of 9.
-        weights = mx.load(str(file), stream=mx.cpu)
-        assert isinstance(weights, dict)
-        model.load_weights(list(weights.items()), strict=False)
+    with _readable(folder):
+        model, config = load_model(folder, lazy=True)
+        for file in sorted(folder.glob("*.safetensors")):
+            # On the stream of the CPU: there a thread reads while a GPU computes. On CUDA's own stream the caller would
+            # read, and through memory that the driver has to copy once more: 3 GB/s instead of 9.
+            weights = mx.load(str(file), stream=mx.cpu)
+            assert isinstance(weights, dict)
+            # Not strict: a file has a part of the model. That the parts are the whole was checked above.
+            model.load_weights(list(weights.items()), strict=False)
     return model, config
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Say what a model's folder lacks, in place of mlx-lm's errors."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise SqloraError(
+            folder,
+            found=f"a model that mlx-lm does not load ({error})",
+            expected="config.json and safetensors that fit each other",
+            next_step="Delete the folder and run dvc repro convert.",
+        ) from error
 
 
 def add_adapter(model: nn.Module, folder: Path) -> None:

@@ -53,7 +53,8 @@ def run(work: Callable[[], object]) -> NoReturn:
         fail(_system_error(error))
     except Exception as error:  # noqa: BLE001 - the outermost boundary: a user must not see a traceback
         # safetensors and MLX raise errors of their own kind for a full disk.
-        fail(_disk_full() if os.strerror(errno.ENOSPC) in str(error) else _unexpected(error))
+        full = os.strerror(errno.ENOSPC) in str(error) or "[write] Unable to write" in str(error)
+        fail(_disk_full() if full else _unexpected(error))
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -117,9 +118,13 @@ def _disk_full(file: object = None) -> str:
 
 
 def _unexpected(error: Exception) -> str:
-    CRASH_FILE.parent.mkdir(parents=True, exist_ok=True)
-    CRASH_FILE.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return (
+    found = (
         f"{Path(sys.argv[0]).name}: found {type(error).__name__}: {error}; expected no such failure, so this may be a "
-        f"bug of sqlora. The details are in {CRASH_FILE}; please report them."
+        "bug of sqlora. "
     )
+    try:
+        CRASH_FILE.parent.mkdir(parents=True, exist_ok=True)
+        CRASH_FILE.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as another:
+        return f"{found}Its details could not be written to {CRASH_FILE} ({another})."
+    return f"{found}The details are in {CRASH_FILE}; please report them."

@@ -20,7 +20,7 @@ from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 
 REPOSITORY = Path(__file__).parents[2]
-LORA = LoraParams(layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
+LORA = LoraParams(adapter="lora", layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
     batch_size=2,
     gradient_accumulation=1,

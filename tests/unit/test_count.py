@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sqlora.count import count_lora_parameters, count_parameters
+from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.errors import SqloraError
 
 MISTRAL_7B = {
@@ -28,7 +28,7 @@ SMOLLM2_135M = {
 
 def test_mistral_7b_has_what_the_reference_prints() -> None:
     assert count_parameters(MISTRAL_7B) == 7_241_732_096
-    lora = count_lora_parameters(MISTRAL_7B, layers=16, rank=8, targets=["q_proj", "v_proj"])
+    lora = count_adapter_parameters(MISTRAL_7B, adapter="lora", layers=16, rank=8, targets=["q_proj", "v_proj"])
     assert lora == 1_703_936
     assert (f"{count_parameters(MISTRAL_7B) / 1e6:.3f}M", f"{lora / 1e6:.3f}M") == ("7241.732M", "1.704M")
 
@@ -56,7 +56,9 @@ def test_biases_count() -> None:
 )
 def test_an_adapter_that_does_not_fit(changes: dict, message: str) -> None:
     with pytest.raises(SqloraError, match=message):
-        count_lora_parameters(MISTRAL_7B, **{"layers": 1, "rank": 8, "targets": ["q_proj"]} | changes)
+        count_adapter_parameters(
+            MISTRAL_7B, **{"adapter": "lora", "layers": 1, "rank": 8, "targets": ["q_proj"]} | changes
+        )
 
 
 def test_missing_keys_are_listed_together() -> None:

@@ -21,11 +21,11 @@ TOKENS = mx.array([[1, 300, 17, 400, 55, 260, 300, 9]])
 KEYS = ["self_attn.q_proj", "mlp.down_proj"]
 
 
-def make_adapter(model: Path, folder: Path) -> Path:
+def make_adapter(model: Path, folder: Path, kind: str = "lora") -> Path:
     """A random adapter of two layers with mlx-lm's names."""
     folder.mkdir()
     parameters = {"rank": 2, "scale": 3.0, "dropout": 0.0, "keys": KEYS}
-    config = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": parameters}
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
     (folder / "adapter_config.json").write_text(json.dumps(config))
     sizes = json.loads((model / "config.json").read_text())
     dim, wide = sizes["hidden_size"], sizes["intermediate_size"]
@@ -35,6 +35,8 @@ def make_adapter(model: Path, folder: Path) -> Path:
         for key, (inputs, outputs) in zip(KEYS, ((dim, queries), (wide, dim)), strict=True):
             weights[f"model.layers.{layer}.{key}.lora_a"] = mx.random.normal((inputs, 2)) * 0.1
             weights[f"model.layers.{layer}.{key}.lora_b"] = mx.random.normal((2, outputs)) * 0.1
+            if kind == "dora":
+                weights[f"model.layers.{layer}.{key}.m"] = mx.random.uniform(0.5, 2.0, (outputs,))
     mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
     return folder
 
@@ -62,8 +64,11 @@ def quantized(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_quantized_base_is_dequantized_and_keeps_the_whole_adapter(quantized: Path, tmp_path: Path) -> None:
-    adapter = make_adapter(quantized, tmp_path / "adapter")
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_a_quantized_base_is_dequantized_and_keeps_the_whole_adapter(
+    quantized: Path, tmp_path: Path, kind: str
+) -> None:
+    adapter = make_adapter(quantized, tmp_path / "adapter", kind)
     fused = tmp_path / "fused"
     fused.mkdir()
     fuse_adapter(quantized, adapter, fused)
@@ -78,8 +83,9 @@ def test_a_quantized_base_is_dequantized_and_keeps_the_whole_adapter(quantized: 
     write_gguf(fused, tmp_path / "fused.gguf", name="fused")
 
 
-def test_files_beside_the_weights_are_the_bases(model_folder: Path, tmp_path: Path) -> None:
-    adapter = make_adapter(model_folder, tmp_path / "adapter")
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_files_beside_the_weights_are_the_bases(model_folder: Path, tmp_path: Path, kind: str) -> None:
+    adapter = make_adapter(model_folder, tmp_path / "adapter", kind)
     fused = tmp_path / "fused"
     fused.mkdir()
     fuse_adapter(model_folder, adapter, fused)
@@ -87,6 +93,20 @@ def test_files_beside_the_weights_are_the_bases(model_folder: Path, tmp_path: Pa
         assert (fused / name).read_bytes() == (model_folder / name).read_bytes(), name
     assert json.loads((fused / "config.json").read_text()) == json.loads((model_folder / "config.json").read_text())
     assert np.abs(logits(fused) - logits(model_folder, adapter)).max() < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_weights_keep_the_bases_number_type(source_folder: Path, tmp_path: Path, kind: str) -> None:
+    model, fused = tmp_path / "model", tmp_path / "fused"
+    for folder in (model, fused):
+        folder.mkdir()
+    convert_model(source_folder, model, dtype="bfloat16")
+    adapter = make_adapter(model, tmp_path / "adapter", kind)
+    fuse_adapter(model, adapter, fused)
+    network, _ = load_base(fused)
+    assert {value.dtype for _, value in tree_flatten(network.parameters())} == {mx.bfloat16}
+    changed = np.abs(logits(model, adapter) - logits(model)).max()
+    assert np.abs(logits(fused) - logits(model, adapter)).max() < 0.05 * changed
 
 
 def test_what_is_missing_or_does_not_fit_is_said(model_folder: Path, quantized: Path, tmp_path: Path) -> None:

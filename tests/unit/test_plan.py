@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Iterator
@@ -24,18 +25,20 @@ from sqlora.plan.check import expect
 from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
 from sqlora.plan.machine import Machine, available_memory, outside_memory, this_machine
-from sqlora.plan.memory import ROOM, predict
+from sqlora.plan.memory import predict
+from sqlora.plan.prediction import ROOM
 from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
+from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
 
-LORA = LoraParams(layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
+LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
     batch_size=4,
     gradient_accumulation=1,
@@ -55,6 +58,9 @@ TRAIN = TrainParams(
     early_stopping=None,
     states_gb=1.0,
     seed=1,
+    workers=1,
+    hostfile=None,
+    backend="auto",
     force=False,
 )
 CONFIG = {
@@ -91,6 +97,13 @@ def model_of(config: dict[str, Any]) -> llama.Model:
 
 def weight_bytes(model: nn.Module) -> int:
     return sum(value.nbytes for _, value in tree_flatten(model.parameters()))
+
+
+def active() -> int:
+    """Bytes that MLX holds, less what earlier tests have left and nobody has collected yet."""
+    gc.collect()
+    mx.clear_cache()
+    return mx.get_active_memory()
 
 
 # --- sizes ----------------------------------------------------------------------------------------------------------
@@ -134,7 +147,7 @@ def test_a_runs_batches_are_known() -> None:
     rows = [Size(int(length), int(length) // 4) for length in rng.integers(20, 90, 50)]
     work = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13))
     lengths = [row.length for row in rows]
-    buckets = choose_lengths([*lengths, *lengths[:10]])
+    buckets = choose_lengths(lengths)
     chosen = [batch_indices(step, lengths, buckets, 4, TRAIN.seed) for step in range(13)]
     assert {load.rows for load in work.train} == {len(one) for one in chosen} == {4, 2}
     assert max(load.length for load in work.train) == max(lengths)
@@ -144,6 +157,25 @@ def test_a_runs_batches_are_known() -> None:
     assert sum(count for _, count in work.states) == 60
     every = work_of(rows, rows[:10], dataclasses.replace(TRAIN, iterations=13, loss="all"))
     assert {load.counted for load in every.train} == {sum(lengths[index] for index in one) for one in chosen}
+
+
+def test_a_compiled_runs_batches_are_filled_up_to_one_shape_a_length() -> None:
+    rng = np.random.default_rng(1)
+    rows = [Size(int(length), int(length) // 4) for length in rng.integers(20, 90, 50)]
+    plain, filled = (work_of(rows, rows[:10], TRAIN, compiled=compiled) for compiled in (False, True))
+    assert len({load.length for load in filled.train}) == len(filled.train) < len(plain.train)
+    assert {load.rows for load in filled.train} == {4}
+    for load in filled.train:
+        assert load.counted >= max(one.counted for one in plain.train if one.length == load.length)
+
+
+def test_several_ranks_share_the_batches() -> None:
+    rows = [Size(size.length, size.answer) for size in assumed_sizes(60)]
+    params = dataclasses.replace(TRAIN, batch_size=4, gradient_accumulation=2)
+    alone, shared = (work_of(rows, rows[:20], params, ranks=ranks) for ranks in (1, 4))
+    assert max(load.rows for load in alone.train) == 4
+    assert max(load.rows for load in shared.train) == 2
+    assert shared.valid_tokens < alone.valid_tokens
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -160,6 +192,11 @@ def test_a_runs_batches_are_known() -> None:
         ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 120),
         ({"tie_word_embeddings": True}, {}, {}, 600),
         ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
+        ({}, {"adapter": "dora", "layers": 4}, {}, 120),
+        ({}, {"adapter": "dora", "targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
+        ({}, {"adapter": "dora", "layers": 4}, {"gradient_checkpointing": True}, 120),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"adapter": "dora", "layers": 4}, {}, 120),
+        ({"attention_bias": True}, {"layers": 4}, {}, 120),
     ],
     ids=str,
 )
@@ -169,13 +206,13 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     config, adapter = CONFIG | config, dataclasses.replace(LORA, **lora)
     params, rows, length = dataclasses.replace(TRAIN, **train), 4, 160
     frozen = config["num_hidden_layers"] - adapter.layers if params.states_gb else 0
+    params = dataclasses.replace(params, iterations=1)  # one step's inputs are transferred, as below
     load, everything = Load(rows, length, counted), Load(rows, length, rows * length)
-    work = Work((load,), (everything,), rows * length, rows * length, 0, ((length, rows),))
+    work = Work((load,), (everything,), length, rows * length, rows * length, 0, ((length, rows),))
     prediction = predict(shape_of(config), adapter, params, work, device="cpu")
     expected = max(sum(prediction.phases[phase].values()) for phase in ("training", "validation"))
     model = model_of(config)
-    mx.clear_cache()
-    before = mx.get_active_memory()
+    before = active()
     upper = Upper(model, frozen)
     del model
     upper.freeze()
@@ -187,16 +224,18 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     if not frozen:
         inputs = np.ones((rows, length), dtype=np.int32)
 
-    def batch(load: Load) -> Batch:
+    def batch(load: Load) -> Ready:
         places = np.arange(load.counted, dtype=np.int32)
-        return Batch(inputs, places, places, np.ones(load.counted, dtype=np.float32), rows * length)
+        ones = np.ones(load.counted, dtype=np.float32)
+        return transfer([Batch(inputs, places, places, ones, ones, rows * length)])[0]
 
     best = stepper.adapter()
-    mx.eval(stepper.step([batch(load)]), best)
+    step = batch(load)
+    mx.eval(stepper.step([step]), best)
     mx.set_memory_limit(1)  # nothing is issued ahead, so what is measured is what lives
     mx.reset_peak_memory()
-    mx.eval(stepper.step([batch(load)]))
-    stepper.losses(batch(everything))
+    mx.eval(stepper.step([step]))
+    mx.eval(stepper.losses(batch(everything)))
     assert mx.get_peak_memory() - before == pytest.approx(expected, rel=0.1)
 
 
@@ -212,7 +251,7 @@ def test_the_memory_of_the_frozen_pass_is_predicted(tmp_path: Path) -> None:
     sizes = sizes_of(examples)
     work = work_of(sizes[:50], sizes[50:], TRAIN)
     prediction = predict(shape_of(CONFIG), LORA, TRAIN, work, device="cpu")
-    before = mx.get_active_memory()
+    before = active()
     mx.set_memory_limit(1)
     mx.reset_peak_memory()
     store = StateStore(tmp_path / "states", 256, "float32")
@@ -230,9 +269,9 @@ def test_what_counts_as_the_peak_depends_on_the_device() -> None:
         for device in ("cpu", "cuda", "metal")
     }
     gpu, cpu = found["cuda"], found["cpu"]
-    assert gpu.live < gpu.peak < gpu.limit == int(gpu.live * (1 + ROOM))
+    assert gpu.live < gpu.peak < gpu.limit == int(gpu.live * (1 + ROOM["cuda"]))
     # 16 layers of 2 * 218 million parameters, and the output matrix, are 7.2 GB of it.
-    assert 8e9 < gpu.peak < 10e9
+    assert 8e9 < found["metal"].peak < gpu.peak < 10.5e9
     assert cpu.peak > cpu.live + 10**9
     assert "training" in str(gpu)
 
@@ -388,7 +427,7 @@ def test_the_plan_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert current["disk_gb"]["model"] == pytest.approx(14.48, abs=0.01)
     assert current["disk_gb"]["states"] == pytest.approx(1100 * 95 * 4096 * 2 / 1e9, rel=0.05)
     total = sum(current["phases_gb"][current["largest_phase"]].values())
-    assert current["peak_memory_gb"] == pytest.approx(total * (1 + ROOM / 2), rel=0.01)
+    assert current["peak_memory_gb"] == pytest.approx(total * 1.05, rel=0.01)
     assert all(option["fits"] == (option["peak_memory_gb"] <= 21.5) for option in record["options"])
 
 

@@ -37,7 +37,7 @@ from sqlora.wikisql.layout import LogicalForm, Table
 EXAMPLES = 43
 HOSTILE = "\x1b[2J\u202e</pre><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-LORA = LoraParams(8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
+LORA = LoraParams("lora", 8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
 TRAIN: TrainParams = check_params(ROOT / "params.yaml")["train"]
 TRAIN = replace(TRAIN, batch_size=4, iterations=500, learning_rate=2e-3)
 TRAINING = {
@@ -273,14 +273,18 @@ def test_scores_and_facts(root: Path) -> None:
     assert re.search(r"no_stop went on [\w ]+ 42 7 ", page.text)
     assert re.search(r"wrong_table asks another table 0 7 ", page.text)
     for fact in (
-        "rank 16 on q_proj, v_proj of the top 8 layers",
+        "LoRA, rank 16 on q_proj, v_proj of the top 8 layers",
         "500 of batch 4, learning rate 0.002",
         "0.252 from 5.213 before training",
         "1.704M 0.02% of 7,241.732M",
         "1,912 tokens a second",
-        "0.83 GB",
+        "0.83 GB while training",
     ):
         assert fact in page.text
+    assert "predicted" not in page.text
+    training = json.loads((root / "results/training.json").read_text())
+    (root / "results/training.json").write_text(json.dumps(training | {"predicted_peak_memory_gb": 0.8151}))
+    assert "0.83 GB while training, 0.82 GB predicted" in Page(render_page(load(root))).text
 
 
 def test_disagreements_with_the_official_evaluator_are_explained(root: Path) -> None:

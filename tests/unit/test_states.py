@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from sqlora.train.states import StateStore, key_of, make_room
 
@@ -80,6 +81,22 @@ def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
     assert make_room(tmp_path, tmp_path / "mine", 0) == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
     assert make_room(tmp_path / "none", tmp_path / "mine", 0) == []
+
+
+def test_a_part_that_somebody_else_added_to_is_not_written_on(tmp_path: Path) -> None:
+    one, other = (StateStore(tmp_path / "s", 4, "float32") for _ in range(2))
+    one.add([("a", states(1, 3))])
+    with pytest.raises(AssertionError, match="another process"):
+        other.add([("b", states(2, 5))])
+
+
+def test_a_store_in_use_is_not_deleted(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "old", 4, "float32")
+    store.add([("a", states(1, 1000))])
+    store.settle()
+    with FileLock(tmp_path / "old" / "lock-0"):
+        assert make_room(tmp_path, tmp_path / "mine", 0) == []
+    assert make_room(tmp_path, tmp_path / "mine", 0) == ["old"]
 
 
 def test_keys_tell_texts_apart() -> None:

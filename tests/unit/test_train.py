@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from sqlora.mlx import mx, nn, tree_flatten
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from mlx_lm.utils import load_model
 
-from sqlora.count import count_lora_parameters, count_parameters
+from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
@@ -25,6 +27,7 @@ from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Report
 from sqlora.train.feed import transfer
 from sqlora.train.gradients import Automatic, Written
+from sqlora.train.interruption import Interrupted
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
 from sqlora.train.loss import Batch, make_batch
@@ -33,7 +36,7 @@ from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
 
-LORA = LoraParams(layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
+LORA = LoraParams(adapter="lora", layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = TrainParams(
     batch_size=2,
     gradient_accumulation=1,
@@ -133,20 +136,20 @@ def test_the_loss_is_the_mean_over_counted_tokens_whatever_the_padding(model_fol
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@pytest.mark.parametrize("kind", [Written, Automatic])
+@pytest.mark.parametrize(("kind", "adapter"), [(Written, "lora"), (Automatic, "lora"), (Automatic, "dora")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("layers", "targets"), [(1, TARGETS[:1]), (2, TARGETS), (3, ("q_proj", "v_proj", "down_proj"))]
 )
 def test_loss_and_gradients_are_those_of_the_whole_model(
-    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: type
+    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: type, adapter: str
 ) -> None:
     from sqlora.convert.model import convert_model
 
     folder = tmp_path / "model"
     folder.mkdir()
     convert_model(source_folder, folder, dtype=dtype)
-    lora = dataclasses.replace(LORA, layers=layers, targets=targets)
+    lora = dataclasses.replace(LORA, adapter=adapter, layers=layers, targets=targets)
     rows, length = examples(), 16
     whole, config = load_base(folder)
     add_lora(whole, lora, seed=1)
@@ -175,7 +178,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
         batch = dataclasses.replace(batch, inputs=store.read([key_of(one) for one in inputs], length))
         assert batch.inputs.ndim == 3
     one, expected = loss_and_gradients(whole, loss_of_whole)
-    assert len(expected) == layers * len(lora.targets) * 2
+    assert len(expected) == layers * len(lora.targets) * (3 if adapter == "dora" else 2)
     layout = Layout(flatten(upper.adapter()))
     model = kind(upper, layout, lora) if kind is Written else kind(upper, layout)
     other, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
@@ -198,7 +201,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
 def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx.array]]:
     """By automatic differentiation, the gradients in float32."""
     value, gradients = nn.value_and_grad(model, loss)(model)
-    return value.item(), {name: one.astype(mx.float32) for name, one in tree_flatten(gradients) if "lora" in name}
+    return value.item(), {name: one.astype(mx.float32) for name, one in tree_flatten(gradients)}
 
 
 def in_whole(name: str, frozen: int) -> str:
@@ -222,12 +225,17 @@ def mean_loss(upper: Upper, batch: Batch) -> float:
 
 
 def lively(model: nn.Module) -> None:
-    """Give the second factors values, so that every gradient is other than zero."""
+    """Give the second factors values, so that every gradient is other than zero, and DoRA's lengths others."""
     mx.random.seed(7)
     changed = {
         name: mx.random.normal(value.shape, dtype=value.dtype) * 0.05
         for name, value in tree_flatten(model.trainable_parameters())
         if name.endswith("lora_b")
+    }
+    changed |= {
+        name: value * mx.random.uniform(0.8, 1.2, value.shape)
+        for name, value in tree_flatten(model.trainable_parameters())
+        if name.endswith(".m")
     }
     model.load_weights(list(changed.items()), strict=False)
 
@@ -268,24 +276,27 @@ def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_adapter_of_the_top_layers_is_published_and_counts_agree(model_folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_only_the_adapter_of_the_top_layers_is_published_and_counts_agree(model_folder: Path, kind: str) -> None:
     _, config = load_base(model_folder)
-    adapter = arrays(run(model_folder, iterations=3))
+    adapter = arrays(run(model_folder, lora=dataclasses.replace(LORA, adapter=kind), iterations=3))
+    assert {name.rsplit(".", 1)[1] for name in adapter} == {"lora_a", "lora_b"} | ({"m"} if kind == "dora" else set())
     assert {name.split(".")[2] for name in adapter} == {"1", "2"}
-    assert sum(value.size for value in adapter.values()) == count_lora_parameters(
-        config, layers=2, rank=4, targets=LORA.targets
+    assert sum(value.size for value in adapter.values()) == count_adapter_parameters(
+        config, adapter=kind, layers=2, rank=4, targets=LORA.targets
     )
     model, _ = load_base(model_folder)
     assert sum(value.size for _, value in tree_flatten(model.parameters())) == count_parameters(config)
 
 
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
 @pytest.mark.parametrize("changes", [{}, {"loss": "all"}, {"optimizer": "adamw", "weight_decay": 0.01}], ids=str)
 def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
-    model_folder: Path, tmp_path: Path, changes: dict[str, Any]
+    model_folder: Path, tmp_path: Path, changes: dict[str, Any], adapter: str
 ) -> None:
     seen: list[Report] = []
-    params = dataclasses.replace(TRAIN, **changes)
-    trained = train_adapter(model_folder, examples(), examples(), LORA, params, report=seen.append)
+    params, lora = dataclasses.replace(TRAIN, **changes), dataclasses.replace(LORA, adapter=adapter)
+    trained = train_adapter(model_folder, examples(), examples(), lora, params, report=seen.append)
     assert seen == trained.reports
     assert [report.iteration for report in seen] == [0, 10, 15, 20, 30]
     assert [report.valid_loss is not None for report in seen] == [True, False, True, False, True]
@@ -295,7 +306,7 @@ def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
     assert last.valid_loss < first.valid_loss - 1
     assert last.valid_loss == (last.valid_loss_all if changes.get("loss") == "all" else last.valid_loss_completion)
     mx.save_safetensors(str(tmp_path / "adapters.safetensors"), trained.adapter)
-    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config(LORA)))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter_config(lora)))
     fresh, _ = load_base(model_folder)
     add_adapter(fresh, tmp_path)
     upper, rows = Upper(fresh, 0), examples()
@@ -347,13 +358,15 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
     assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
 
 
-@pytest.mark.parametrize("adapter", ["written", "automatic"])
+@pytest.mark.parametrize("adapter", ["written", "automatic", "dora"])
 def test_compiled_steps_are_the_same_steps(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
 ) -> None:
     if adapter == "automatic":
         monkeypatch.setattr("sqlora.train.gradients.supports", lambda _: False)
-    settings = {"iterations": 4, "validate_every": 2, "batch_size": 4, "gradient_accumulation": 2}
+    lora = dataclasses.replace(LORA, adapter="dora") if adapter == "dora" else LORA
+    settings: dict[str, Any] = {"iterations": 4, "validate_every": 2, "batch_size": 4, "gradient_accumulation": 2}
+    settings["lora"] = lora
     plain = run(model_folder, **settings)
     fresh_start(tmp_path)
     monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
@@ -375,10 +388,12 @@ def test_compiled_dropout_follows_seed_and_step(
     assert all(np.allclose(value, compiled[name], atol=1e-5) for name, value in plain.items())
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path) -> None:
-    plain = arrays(run(model_folder, iterations=5))
+@pytest.mark.parametrize("adapter", ["lora", "dora"])
+def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, tmp_path: Path, adapter: str) -> None:
+    lora = dataclasses.replace(LORA, adapter=adapter)
+    plain = arrays(run(model_folder, lora=lora, iterations=5))
     fresh_start(tmp_path)
-    checkpointed = arrays(run(model_folder, iterations=5, gradient_checkpointing=True))
+    checkpointed = arrays(run(model_folder, lora=lora, iterations=5, gradient_checkpointing=True))
     assert all(np.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
 
 
@@ -426,9 +441,11 @@ def fresh_start(folder: Path) -> None:
     shutil.rmtree(folder / ".sqlora", ignore_errors=True)
 
 
-@pytest.mark.parametrize("ends", [0, 1, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("ends", "adapter"), [(0, "lora"), (1, "lora"), (3, "lora"), (5, "lora"), (8, "lora"), (1, "dora"), (5, "dora")]
+)
 def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int, adapter: str
 ) -> None:
     settings: dict[str, Any] = {
         "iterations": 12,
@@ -438,7 +455,7 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
         "keep": "best",
         "schedule": "cosine",
     }
-    lora = dataclasses.replace(LORA, dropout=0.2)
+    lora = dataclasses.replace(LORA, adapter=adapter, dropout=0.2)
     whole = run(model_folder, lora=lora, **settings)
     fresh_start(tmp_path)
     asked = iter([False] * (2 * ends) + [True] * 100)
@@ -493,8 +510,53 @@ def test_more_layers_than_there_are_is_an_error(model_folder: Path) -> None:
         run(model_folder, lora=dataclasses.replace(LORA, layers=4))
 
 
+def test_states_that_are_there_need_no_room(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr("sqlora.train.inputs.shutil.disk_usage", lambda _: full)
+    again = run(model_folder, iterations=2, learning_rate=1e-3)
+    assert again.computed == 0
+    with pytest.raises(SqloraError, match=r"0\.0 GB on the disk"):
+        run(model_folder, lora=dataclasses.replace(LORA, layers=1), iterations=2)
+
+
+def test_runs_that_share_a_store_add_to_parts_of_their_own(model_folder: Path, tmp_path: Path) -> None:
+    alone = arrays(run(model_folder, iterations=2))
+    store = next((tmp_path / ".sqlora/states").iterdir())
+    fresh_start(tmp_path)
+    store.mkdir(parents=True)
+    with FileLock(store / "lock-0"):  # another run with the same base, somewhere in its frozen pass
+        (store / "states-0.bin").write_bytes(b"half a row")
+        assert equal(arrays(run(model_folder, iterations=2)), alone)
+    assert (store / "states-0.bin").read_bytes() == b"half a row"
+    assert (store / "states-1.bin").stat().st_size
+
+
+def test_the_frozen_pass_can_be_interrupted(model_folder: Path, tmp_path: Path) -> None:
+    config = load_base(model_folder)[1]
+    store = StateStore(tmp_path / "states", config["hidden_size"], "float32")
+    inputs = [row.tokens[:-1] for row in examples()]
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        fill_store(store, model_folder, 2, inputs, (16,), lambda: next(asked))
+    assert fill_store(store, model_folder, 2, inputs, (16,)) == len(inputs)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_a_damaged_model_is_named(model_folder: Path, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(model_folder, copy)
+    file = next(copy.glob("*.safetensors"))
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-1000])
+    else:
+        file.unlink()
+    with pytest.raises(SqloraError, match=r"copy.*(does not load|no header)"):
+        run(copy, iterations=1)
+
+
 def test_no_room_for_the_states(model_folder: Path) -> None:
-    with pytest.raises(SqloraError, match=r"room for 0\.0 GB \(train\.states_gb 1e-09.*train\.states_gb 0"):
+    with pytest.raises(SqloraError, match=r"room for 1e-09 GB by train\.states_gb.*train\.states_gb 0"):
         run(model_folder, states_gb=1e-9)
 
 

@@ -68,6 +68,10 @@ class Group:
         self._flags = [*self._flags[-1:], flag]
         return total[size], total[:size]
 
+    def asked(self) -> bool:
+        """Whether this rank itself was asked to end; others may not know yet."""
+        return self._asked()
+
     def stop(self) -> bool:
         """Whether any rank was asked to end before the last step but one; all ranks get the same answer."""
         if not self._stopping and len(self._flags) == 2:

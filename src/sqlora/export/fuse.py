@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from sqlora.mlx import nn, tree_unflatten
+from sqlora.mlx import mx, nn, tree_unflatten
 
+from mlx_lm.tuner.dora import DoRALinear
 from mlx_lm.utils import dequantize_model, save_config, save_model
 
 from sqlora.errors import SqloraError
@@ -46,7 +47,7 @@ def fuse_adapter(model: Path, adapter: Path, folder: Path) -> None:
         )
     network, config = load_base(model)
     add_adapter(network, adapter)
-    layers = [(name, layer.fuse(dequantize=True)) for name, layer in network.named_modules() if _adapted(layer)]
+    layers = [(name, _fused(layer)) for name, layer in network.named_modules() if _adapted(layer)]
     network.update_modules(tree_unflatten(layers))
     network = dequantize_model(network)
     for key in ("quantization", "quantization_config"):
@@ -56,6 +57,18 @@ def fuse_adapter(model: Path, adapter: Path, folder: Path) -> None:
     for name in COPIED:
         if (model / name).is_file():
             shutil.copyfile(model / name, folder / name)
+
+
+def _fused(layer: nn.Module) -> nn.Module:
+    """A plain layer that computes the same."""
+    fused: nn.Module = layer.fuse(dequantize=True)
+    if isinstance(layer, DoRALinear):
+        # mlx-lm takes the lengths of rows that it has rounded already, and writes float32 whatever the base has.
+        weight = layer._dequantized_weight()
+        exact = weight.astype(mx.float32) + layer.scale * (layer.lora_b.T @ layer.lora_a.T)
+        exact = exact * (layer.m / mx.linalg.norm(exact, axis=1))[:, None]
+        fused.weight = exact.astype(weight.dtype)
+    return fused
 
 
 def _adapted(layer: nn.Module) -> bool:

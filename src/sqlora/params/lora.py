@@ -10,12 +10,13 @@ from sqlora.params.reader import OneOf, Range
 
 @dataclass(frozen=True)
 class LoraParams:
-    """layers: how many of the top layers are adapted.
+    """adapter: the kind of the adapter's layers; layers: how many of the top layers are adapted.
 
     rank: of the two low-rank factors; scale: factor on their product; dropout: share of inputs zeroed in training.
     targets: which projections of those layers are adapted.
     """
 
+    adapter: Annotated[str, OneOf(("lora", "dora"))]
     layers: Annotated[int, Range(least=1)]
     rank: Annotated[int, Range(least=1)]
     scale: Annotated[float, Range(above=0)]

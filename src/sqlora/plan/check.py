@@ -13,9 +13,10 @@ from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.machine import Machine, outside_memory, this_machine
-from sqlora.plan.memory import Prediction, predict
+from sqlora.plan.memory import predict
+from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape, shape_of
-from sqlora.plan.work import Size, sizes_of, work_of
+from sqlora.plan.work import Size, Work, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 
 
@@ -77,9 +78,12 @@ def _refusal(
     prediction: Prediction,
 ) -> SqloraError:
     fitting = None
+    works: dict[tuple[int, int], Work] = {}
     for other, changed in smaller(lora, params):
-        work = work_of(*sizes, changed, compiled=machine.device != "cpu")
-        found = predict(shape, other, changed, work, device=machine.device, outside=prediction.outside)
+        kind = changed.batch_size, changed.gradient_accumulation
+        if kind not in works:
+            works[kind] = work_of(*sizes, changed, compiled=machine.device != "cpu")
+        found = predict(shape, other, changed, works[kind], device=machine.device, outside=prediction.outside)
         if found.peak <= machine.memory:
             fitting = _changes(lora, params, other, changed) + f" ({found.peak / 1e9:.2f} GB)"
             break

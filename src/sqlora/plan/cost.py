@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -127,7 +128,7 @@ def _step_seconds(
         )
     upper = Upper(model, 0)
     upper.freeze()
-    same = LoraParams(layers, lora.rank, lora.scale, lora.dropout, lora.targets)
+    same = dataclasses.replace(lora, layers=layers)
     add_lora(upper, same, seed=1)
     stepper = Stepper(upper, same, params)
     # States go in, as from a store, so the embedding is never computed. A third of the tokens is counted.

@@ -6,73 +6,27 @@ sqlora.train.gradients, whose arrays these are. T is rows x length of a batch, H
 all query and of all key heads, I the MLP's inner width, A = rows x heads x length x length the attention's weights.
 
 MLX evaluates lazily and frees an array when its last user has run; on a GPU (and on the CPU's stream) the host issues
-operations ahead of the device, and what these free stays until the device is through. The engine therefore sets MLX's
-memory limit `ROOM` above the live memory: beyond it MLX waits for the device instead of issuing more. The peak of a GPU
-then lies between the live memory and that limit, and the middle is what is predicted.
+operations ahead of the device, and what these free stays until the device is through. So MLX's memory limit is set
+above the live memory by a share (ROOM in sqlora.plan.prediction): beyond it MLX waits for the device instead of issuing
+more. The peak of a GPU then lies between the live memory and a little above that limit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 
+from sqlora.count import sum_adapter
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
-from sqlora.train.feed import steps_together
+from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.layer import PLAIN_ATTENTION
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 
-ROOM = 0.1  # share of the live memory that operations issued ahead may take
-
-# Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
-# 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
-HOLES = 60_000_000
-
-Arrays = dict[str, int]  # what for -> bytes
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal; outside: bytes of the process that
-    MLX does not hold, which a CPU's memory includes; mapped: bytes of the states' files that are mapped while training.
-    """
-
-    phases: dict[str, Arrays]
-    device: str
-    outside: int
-    mapped: int
-
-    @property
-    def live(self) -> int:
-        """Bytes that MLX has to hold at least."""
-        return max(sum(arrays.values()) for arrays in self.phases.values())
-
-    @property
-    def limit(self) -> int:
-        """MLX's memory limit for the run, in bytes."""
-        return int(self.live * (1 + ROOM))
-
-    @property
-    def peak(self) -> int:
-        """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
-        if self.device != "cpu":
-            return int(self.live * (1 + ROOM / 2))
-        # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
-        # to as much again (measured: 0.5 to 1). Files are mapped behind the frozen pass.
-        held = max(
-            min(self.limit, sum(arrays.values()) * 7 // 4) + (self.mapped if name != "frozen layers" else 0)
-            for name, arrays in self.phases.items()
-        )
-        return held + HOLES + self.outside
-
-    @property
-    def largest(self) -> str:
-        """The phase that decides."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    def __str__(self) -> str:
-        return f"predicted peak memory: {self.peak / 1e9:.2f} GB, reached in the phase: {self.largest}"
+# Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
+_POLYNOMIAL = 3
 
 
 def predict(
@@ -85,23 +39,33 @@ def predict(
         outside: bytes that the process has beside MLX's arrays; 0 on a GPU, where they do not count.
     """
     frozen = shape.layers - lora.layers if params.states_gb else 0
-    always = _always(shape, lora, frozen)
+    token = shape.hidden * shape.itemsize if frozen else 4  # bytes of what goes in
+    transferred = _transferred(params, work, token)
+    checked = min(TRANSFER_BYTES, work.valid_tokens * token)
+    always = _always(shape, lora, frozen) | {"inputs of the next steps": transferred}
     phases = {
-        "training": max(
-            (_training(shape, lora, params, load, work.longest, frozen, device) for load in work.train), key=_total
-        ),
-        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total),
+        "training": max((_training(shape, lora, params, load, device) for load in work.train), key=_total),
+        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total)
+        | {"inputs of the validation": checked},
     }
     phases = {name: always | arrays for name, arrays in phases.items()}
     if frozen:
-        phases["frozen layers"] = _frozen_pass(shape, work)
-    mapped = work.state_tokens * shape.hidden * shape.itemsize if frozen and device == "cpu" else 0
-    return Prediction(phases, device, outside, mapped)
+        phases["frozen layers"] = _frozen_pass(shape, work, device)
+    mapped = work.state_tokens * token if frozen else 0
+    # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
+    host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
+    return Prediction(phases, device, outside, host if device == "cpu" else {})
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
     """Trainable parameters."""
-    return lora.layers * lora.rank * sum(sum(shape.projections[target]) for target in lora.targets)
+    return sum_adapter(shape.projections, lora.adapter, lora.layers, lora.rank, lora.targets)
+
+
+def _transferred(params: TrainParams, work: Work, token: int) -> int:
+    """Bytes of the steps' inputs that are transferred at once; token: of one token's."""
+    together = steps_together(params.gradient_accumulation * params.batch_size * work.longest * token)
+    return int(params.gradient_accumulation * work.mean_tokens * token) * min(together, params.iterations)
 
 
 def _total(arrays: Arrays) -> int:
@@ -121,6 +85,11 @@ def _always(shape: Shape, lora: LoraParams, frozen: int) -> Arrays:
     }
 
 
+def _written(shape: Shape, lora: LoraParams) -> bool:
+    """Whether the engine's written-out layers compute the steps, and not automatic differentiation."""
+    return shape.written and lora.adapter == "lora"
+
+
 def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
     """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
@@ -130,11 +99,26 @@ def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
         width += shape.queries  # mixed: only its adapter's gradient asks for it, and MLX drops what nobody asks for
     weights = attention if load.length <= PLAIN_ATTENTION else 0
     masks = sum(shape.projections[target][0] for target in lora.targets) if lora.dropout else 0
-    if not shape.written:
-        # Automatic differentiation also keeps both norms, projections before rotation and LoRA, and SwiGLU's parts.
-        width += 2 * shape.hidden + 2 * shape.queries + 2 * shape.keys + 3 * shape.inner
     size = shape.itemsize
     return tokens * shape.hidden * size, tokens * masks * size, (tokens * width + weights) * size
+
+
+def _automatic(shape: Shape, lora: LoraParams) -> tuple[int, int]:
+    """Numbers a token that automatic differentiation keeps of a layer beside `_kept`: all, and the adapters'."""
+    targets = set(lora.targets)
+    # What goes into the adapters, one norm for several of them; o_proj's is in `_kept`.
+    inputs = shape.hidden * (bool(targets & {"q_proj", "k_proj", "v_proj"}) + bool(targets & {"gate_proj", "up_proj"}))
+    inputs += shape.inner * ("down_proj" in targets)
+    # The gradient of DoRA's lengths asks for what a projection gave before its rows got them.
+    outputs = sum(shape.projections[target][1] for target in targets)
+    return inputs + 2 * shape.inner + outputs * (lora.adapter == "dora"), inputs + outputs
+
+
+def _dequantized(shape: Shape, lora: LoraParams) -> int:
+    """Bytes of a layer's plain weights that DoRA makes of quantized ones and keeps for the way back."""
+    if lora.adapter != "dora" or shape.bits is None:
+        return 0
+    return sum(math.prod(shape.projections[target]) for target in lora.targets) * shape.itemsize
 
 
 def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
@@ -143,11 +127,16 @@ def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more; a CPU has
     # sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
     inner = (3 if device == "cpu" else 1) + ("down_proj" in lora.targets)
+    if device == "cpu" and shape.itemsize == 4:
+        # A polynomial's arrays, one in place of 1 - sigmoid; and those of SwiGLU's value, if down_proj's adapter asks.
+        inner += _POLYNOMIAL - 1 + 2 * _POLYNOMIAL * ("down_proj" in lora.targets)
+    if not _written(shape, lora):
+        inner = 2  # both gradients; sigmoid and its product are kept
     # The gradient that came from above, and the one that goes on below.
     return (tokens * (inner * shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
 
 
-def _attention_back(shape: Shape, load: Load, device: str) -> int:
+def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     """The same while the attention's gradients are computed; gate and up are gone by then."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
     matrices = 2  # d_weights and its product with the weights; d_scores takes the place of one
@@ -156,6 +145,8 @@ def _attention_back(shape: Shape, load: Load, device: str) -> int:
         matrices = 0 if device == "cuda" else 3
     # The gradient and middle's; d_mixed and its transposed copy; d_value; less gate and up.
     width = 2 * shape.hidden + 2 * shape.queries + shape.keys - 2 * shape.inner
+    if not _written(shape, lora):
+        width -= 2 * shape.inner
     return (tokens * width + matrices * attention + _mask(shape, load)) * shape.itemsize
 
 
@@ -175,28 +166,35 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
     return 4 * numbers * matrices + half + rows
 
 
-def _training(
-    shape: Shape, lora: LoraParams, params: TrainParams, load: Load, longest: int, frozen: int, device: str
-) -> Arrays:
+def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
     state, masks, rest = _kept(shape, lora, load)
+    tokens, size = load.rows * load.length, shape.itemsize
     layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
-    step = params.gradient_accumulation * params.batch_size * longest * (shape.hidden * shape.itemsize if frozen else 4)
-    # Several steps' inputs are transferred at once; on a CPU the next ones are gathered meanwhile, and packed.
-    inputs = step * steps_together(step) * (3 if device == "cpu" else 1)
+    left = 0
+    if not _written(shape, lora):
+        every, adapters = _automatic(shape, lora)
+        rest += tokens * every * size + _dequantized(shape, lora)
+        left = tokens * adapters * size  # until MLX computes the adapters' gradients, which it does last
     if params.gradient_checkpointing:
-        kept, again = layers * (state + masks), rest  # one layer's inner values at a time
+        kept, again = layers * (state + masks + left), rest  # one layer's inner values at a time
     else:
         kept, again = layers * (state + masks + rest), 0
-    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, load, device))
+    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, lora, load, device))
     head = _head(shape, load, device, back=True) + state  # and the last layer's output
     adapter = 4 * adapter_size(shape, lora)
     return {
         "kept for the way back": kept,
-        "the layer at work": max(head, again + back),
-        "inputs of the next steps": inputs,
+        "the layer at work": max(head, again + back, _lengths(shape, lora)),
         # Scaled and split for the layers; while batches are added up, the sum so far.
         "adapter's values and gradient": adapter * (2 + (params.gradient_accumulation > 1)),
     }
+
+
+def _lengths(shape: Shape, lora: LoraParams) -> int:
+    """Bytes while DoRA takes the lengths of a weight's rows, in float32: the sum, its parts and their squares."""
+    if lora.adapter != "dora":
+        return 0
+    return 3 * 4 * max(math.prod(shape.projections[target]) for target in lora.targets)
 
 
 def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arrays:
@@ -205,12 +203,12 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
     return {
-        "the layer at work": max(_head(shape, load, device, back=False), layer),
+        "the layer at work": max(_head(shape, load, device, back=False), layer, _lengths(shape, lora)),
         "adapter's values": 4 * adapter_size(shape, lora),
     }
 
 
-def _frozen_pass(shape: Shape, work: Work) -> Arrays:
+def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
     """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
     states, left, busy = 0, WAVE_TOKENS, 0
     for length, count in work.states:
@@ -221,8 +219,9 @@ def _frozen_pass(shape: Shape, work: Work) -> Arrays:
         tokens, attention = rows * length, rows * shape.heads * length**2 if length <= PLAIN_ATTENTION else 0
         # In the MLP: middle, normed and the output; gate, up and SwiGLU's value. In the attention: the input, normed
         # and the weights; query, key and value, the mixed values and their transposed copy.
-        mlp = tokens * (3 * shape.hidden + 3 * shape.inner)
-        mixing = tokens * (2 * shape.hidden + 3 * shape.queries + 2 * shape.keys) + attention
+        polynomial = _POLYNOMIAL * (device == "cpu" and shape.itemsize == 4)
+        mlp = tokens * (3 * shape.hidden + (3 + polynomial) * shape.inner)
+        mixing = tokens * (2 * shape.hidden + 3 * shape.queries + 2 * shape.keys) + (1 + polynomial) * attention
         busy = max(busy, mlp, mixing)
         if left <= 0:
             break

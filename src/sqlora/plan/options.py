@@ -11,7 +11,8 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.cost import Speed, disk, seconds
 from sqlora.plan.machine import Machine
-from sqlora.plan.memory import Prediction, adapter_size, predict
+from sqlora.plan.memory import adapter_size, predict
+from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Size, work_of
 
@@ -47,8 +48,8 @@ def options(
     """Every batch size with every number of layers, quantized or not, with checkpointing or not."""
     result = []
     for batch in _with(train.batch_size, BATCHES):
+        work = None
         for layers in _with(lora.layers, [min(count, shape.layers) for count in LAYERS]):
-            work = None
             for quantize in dict.fromkeys((None, 4, convert.quantize)):
                 for checkpointing in (False, True):
                     other = dataclasses.replace(lora, layers=layers)

@@ -12,9 +12,9 @@ from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import (
     FROZEN_PADDING,
     VALIDATION_PADDING,
-    batch_indices,
     bucket_of,
     choose_lengths,
+    epoch_batches,
     used_examples,
     validation_batches,
 )
@@ -93,9 +93,15 @@ def work_of(
     rows = most_rows(params.batch_size, accumulation, ranks)
     filled = most_counted(list(zip(lengths, counts, strict=True)), buckets, rows) if compiled else {}
     loads, tokens, batches = set(), 0, 0
+    epochs: dict[int, list[list[int]]] = {}
+    per_epoch = -(-len(lengths) // params.batch_size)
     for step in range(min(params.iterations, _MOST_STEPS // accumulation + 1)):
-        numbers = range(step * accumulation, (step + 1) * accumulation)
-        parts = [batch_indices(number, lengths, buckets, params.batch_size, params.seed) for number in numbers]
+        parts = []
+        for number in range(step * accumulation, (step + 1) * accumulation):
+            epoch, place = divmod(number, per_epoch)
+            if epoch not in epochs:
+                epochs = {epoch: epoch_batches(lengths, buckets, params.batch_size, params.seed, epoch)}
+            parts.append(epochs[epoch][place])
         for chosen, length in divide(parts, lengths, buckets, params.batch_size, 0, ranks):
             counted = sum(counts[index] for index in chosen)
             loads.add(Load(rows if compiled else len(chosen), length, filled.get(length, counted)))

@@ -18,6 +18,7 @@ from sqlora.report.dataset import SPLITS, Part, rows
 from sqlora.report.results import MEASURES, STRICT, SYSTEMS, LossPoint, Scores, Training
 from sqlora.score.components import COMPONENTS
 
+_ADAPTERS = {"lora": "LoRA", "dora": "DoRA"}
 _TEMPLATE, _STYLES = "report.html.jinja", "report.css"  # package data, beside this file
 
 
@@ -108,7 +109,7 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
     layers = f"top {lora.layers} layers" if lora.layers > 1 else "top layer"
     share = training.trainable_parameters / training.total_parameters if training.total_parameters else 0.0
     return [
-        ("Adapter", f"rank {lora.rank}", f"on {', '.join(lora.targets)} of the {layers}"),
+        ("Adapter", f"{_ADAPTERS[lora.adapter]}, rank {lora.rank}", f"on {', '.join(lora.targets)} of the {layers}"),
         (
             "Iterations",
             f"{training.iterations:,}",
@@ -126,8 +127,12 @@ def _facts(run: Run) -> list[tuple[str, str, str]]:
             f"{share:.2%} of {_short(training.total_parameters)}",
         ),
         ("Training speed", f"{training.tokens_per_second:,.0f}", "tokens a second"),
-        ("Peak memory", f"{training.peak_memory_gb:.2f} GB", "while training"),
+        ("Peak memory", f"{training.peak_memory_gb:.2f} GB", _predicted(training.predicted_peak_memory_gb)),
     ]
+
+
+def _predicted(memory: float | None) -> str:
+    return "while training" if memory is None else f"while training, {memory:.2f} GB predicted"
 
 
 def _short(count: float) -> str:

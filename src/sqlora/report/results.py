@@ -23,6 +23,7 @@ MEASURES = {
 }
 STRICT = {"execution_accuracy": "strict_execution_accuracy", "logical_form_accuracy": "strict_logical_form_accuracy"}
 
+_PREDICTED = "predicted_peak_memory_gb"  # runs of earlier versions have none
 _EXACT = 10_000  # up to so many examples a share of four decimals belongs to one count only
 
 
@@ -81,7 +82,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """results/training.json; losses in nats per token."""
+    """results/training.json; losses in nats per token; predicted_peak_memory_gb is None where nothing was predicted."""
 
     iterations: float
     first_valid_loss: float
@@ -91,6 +92,7 @@ class Training:
     peak_memory_gb: float
     trainable_parameters: float
     total_parameters: float
+    predicted_peak_memory_gb: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,11 @@ def read_training(path: Path) -> Training:
     """Read results/training.json; raises SqloraError for a missing file, or a key that is missing or no number."""
     record = read_json(path)
     # Slots have no defaults, so their names are the keys.
-    return Training(**{name: read_number(path, record, name) for name in Training.__slots__})
+    numbers: dict[str, Any] = {_PREDICTED: None}
+    for name in Training.__slots__:
+        if name in record or name != _PREDICTED:
+            numbers[name] = read_number(path, record, name)
+    return Training(**numbers)
 
 
 def read_loss(path: Path) -> list[LossPoint]:

@@ -70,10 +70,10 @@ def batch_indices(step: int, lengths: Sequence[int], buckets: Sequence[int], bat
     return _epoch(tuple(lengths), tuple(buckets), batch_size, seed, epoch)[number]
 
 
-@lru_cache(maxsize=2)
-def _epoch(
-    lengths: tuple[int, ...], buckets: tuple[int, ...], batch_size: int, seed: int, epoch: int
+def epoch_batches(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int, epoch: int
 ) -> list[list[int]]:
+    """The batches of one epoch, in the order of its steps; see batch_indices."""
     rng = Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -81,6 +81,9 @@ def _epoch(
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+_epoch = lru_cache(maxsize=2)(epoch_batches)
 
 
 def validation_batches(

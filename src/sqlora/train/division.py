@@ -43,7 +43,8 @@ def most_rows(batch_size: int, accumulation: int, size: int) -> int:
     if size == 1:
         return batch_size
     mine = -(-batch_size * accumulation // size)
-    return -(-mine // -(-mine // batch_size))
+    # The last step of an epoch has fewer rows, which may be divided into larger batches.
+    return max(-(-rows // -(-rows // batch_size)) for rows in range(1, mine + 1))
 
 
 def used_by(

@@ -22,6 +22,7 @@ from sqlora.train.buckets import batch_indices
 from sqlora.train.checkpoint import Checkpoint, flatten, load_together, save
 from sqlora.train.division import divide, most_rows
 from sqlora.train.feed import Feed
+from sqlora.train.interruption import Interrupted
 from sqlora.train.loss import Batch, counted_from, make_batch, most_counted
 from sqlora.train.step import Stepper
 from sqlora.train.validation import Data, validation_losses
@@ -58,10 +59,6 @@ class _Taken:
     norm: mx.array
     chosen: list[int]
     counted: int
-
-
-class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
-    """The run was asked to end and has saved a checkpoint."""
 
 
 class Engine:

@@ -77,23 +77,26 @@ class Written:
         each = self._each(vector, state, shape, dropout=self._dropout)
         kept: list[Kept | mx.array] = []
         masks: list[dict[str, mx.array | None]] = []
+        # With no layer frozen, those below the lowest adapter need no way back.
+        lowest = min(number for number, places in enumerate(self._places) if places)
         for layer, adapters, mask in each:
             before = state
             state, inner = layer.forward(before, shape, mask, adapters)
             masks.append({name: dropped for name, (_, dropped) in inner.low.items()})
             kept.append(before if self._upper.checkpointing else inner)
+        del kept[:lowest]
         loss, gradient = mx.value_and_grad(_summed_loss, argnums=1)(self._upper, state[positions], targets, weights)
         # Back to all tokens by gathering: whose next token does not count takes the row of zeros behind the others.
         gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])[places]
         found: dict[str, mx.array] = {}
-        for number in reversed(range(len(each))):
+        for number in reversed(range(lowest, len(each))):
             layer, adapters, mask = each[number]
             keep = kept.pop()
             if not isinstance(keep, Kept):
                 # The values depend on the gradient, so that they are not computed before their turn.
                 again = mx.depends([keep], [gradient])[0]
                 keep = layer.forward(again, shape, mask, adapters, masks[number])[1]
-            below, factors = layer.backward(gradient, keep, shape, mask, adapters, need_input=number > 0)
+            below, factors = layer.backward(gradient, keep, shape, mask, adapters, need_input=number > lowest)
             gradient = gradient if below is None else below
             if self._upper.checkpointing and below is not None:
                 # MLX would compute the factors' gradients last and keep what they need of every layer until then.

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from sqlora.mlx import mx
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from sqlora.distributed.group import Group
@@ -53,6 +54,7 @@ def prepare_inputs(
     weights: str,
     params: TrainParams,
     group: Group,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Inputs:
     """Run the frozen layers over the examples that a run will use, as far as no earlier run has.
 
@@ -60,9 +62,11 @@ def prepare_inputs(
         model: folder of the converted model; config: its config.json; weights: its identity.
         frozen: number of layers; with 0 the model's inputs are tokens.
         buckets: lengths of training's batches.
+        stop: whether this rank was asked to end.
 
     Raises:
         SqloraError: no room on the disk.
+        Interrupted: `stop` said so.
     """
     if not frozen:
         return Inputs(_tokens, 4, 0, 0, lambda: None)
@@ -80,28 +84,62 @@ def prepare_inputs(
     name = checkpoint.fingerprint(
         {"model": weights, "frozen": frozen, "buckets": list(lengths), "device": str(mx.default_device())}
     )
-    needed = sum(map(len, wanted)) * width * np.dtype(dtype).itemsize
-    if group.rank == group.disk[0]:
-        _require_room(needed, params.states_gb)
-        (ROOT / name).mkdir(exist_ok=True)
-        dropped = make_room(ROOT, ROOT / name, int(params.states_gb * 1e9) - needed)
-        if dropped:
-            print(f"dropped the states of {len(dropped)} earlier settings to make room")
-    group.barrier()
+    row = width * np.dtype(dtype).itemsize
     (ROOT / name).mkdir(parents=True, exist_ok=True)
-    with lock_if(ROOT / name / f"lock-{group.rank}", group.size > 1):  # a rank of a killed run may not be gone yet
-        store = StateStore(ROOT / name, width, dtype, part=group.rank)
-        computed = fill_together(
-            store, wanted, lengths, group, lambda share: fill_store(store, model, frozen, share, lengths)
-        )
-    distinct = len({key_of(tokens) for tokens in wanted})
-    print(f"frozen layers: {computed:,} examples computed, {distinct - computed:,} reused, {needed / 1e9:.2f} GB")
+    part, lock = _free_part(ROOT / name, group)
+    store = StateStore(ROOT / name, width, dtype, part=part)
+    distinct = {key_of(tokens): len(tokens) for tokens in wanted}
+    if group.rank == group.disk[0]:
+        missing = sum(count for key, count in distinct.items() if key not in store) * row
+        _make_room(ROOT / name, sum(distinct.values()) * row, missing, params.states_gb)
+    group.barrier()
+    computed = fill_together(
+        store, wanted, lengths, group, lambda share: fill_store(store, model, frozen, share, lengths, stop)
+    )
+    reused = len(distinct) - computed
+    size = sum(distinct.values()) * row
+    print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
 
     def stored(examples: Sequence[Encoded]) -> Fetch:
         keys = [key_of(example.tokens[:-1]) for example in examples]
         return lambda chosen, length: store.read([keys[index] for index in chosen], length)
 
-    return Inputs(stored, width * np.dtype(dtype).itemsize, computed, distinct - computed, store.settle)
+    def settle() -> None:
+        store.settle()
+        lock.release()
+
+    return Inputs(stored, row, computed, reused, settle)
+
+
+def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
+    """The number of a part that no other process adds to, and its lock, to be held until the last state is settled.
+
+    Runs of the same base with other settings share a store, and may run at the same time.
+    """
+    for part in count(group.rank, group.size):
+        lock = FileLock(folder / f"lock-{part}", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            continue
+        return part, lock
+    raise AssertionError("there is always another number")
+
+
+def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> None:
+    """See that the store may have so many bytes, and that the disk has those that are missing."""
+    dropped = make_room(ROOT, folder, int(states_gb * 1e9) - missing)
+    if dropped:
+        print(f"dropped the states of {len(dropped)} earlier settings to make room")
+    free = shutil.disk_usage(ROOT).free
+    if needed > states_gb * 1e9 or missing > free:
+        raise SqloraError(
+            ROOT,
+            found=f"room for {states_gb:g} GB by train.states_gb and {free / 1e9:.1f} GB on the disk",
+            expected=f"{needed / 1e9:.1f} GB for the states of the frozen layers, {missing / 1e9:.1f} of them new",
+            next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
+            "step computes all layers.",
+        )
 
 
 def _tokens(examples: Sequence[Encoded]) -> Fetch:
@@ -112,20 +150,6 @@ def _tokens(examples: Sequence[Encoded]) -> Fetch:
         return batch
 
     return fetch
-
-
-def _require_room(needed: int, states_gb: float) -> None:
-    ROOT.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(ROOT).free
-    if needed > states_gb * 1e9 or needed > free:
-        raise SqloraError(
-            ROOT,
-            found=f"room for {min(states_gb, free / 1e9):.1f} GB "
-            f"(train.states_gb {states_gb:g}, {free / 1e9:.1f} free)",
-            expected=f"{needed / 1e9:.1f} GB for the states of the frozen layers",
-            next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
-            "step computes all layers.",
-        )
 
 
 def lengths_of(examples: Sequence[Encoded], most_padding: float = MOST_PADDING) -> tuple[int, ...]:

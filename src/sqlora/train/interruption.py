@@ -13,6 +13,10 @@ import psutil
 _BETWEEN_LOOKS = 1.0  # seconds
 
 
+class Interrupted(Exception):  # noqa: N818 - no error: somebody asked for it
+    """The run was asked to end; what it had is saved."""
+
+
 class Watch:
     """Called before every step; true from the moment on at which the run is to end."""
 

@@ -1,4 +1,4 @@
-"""Puts fresh LoRA layers on a base model, with mlx-lm's layers and adapter format."""
+"""Puts fresh LoRA or DoRA layers on a base model, with mlx-lm's layers and adapter format."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ BLOCKS = {
 
 
 def add_lora(model: nn.Module, lora: LoraParams, seed: int) -> None:
-    """Put LoRA layers (Hu et al., 2021) on the top `lora.layers` layers; only they are trainable afterwards.
+    """Put LoRA (Hu et al., 2021) or DoRA (Liu et al., 2024) layers on the top layers; only they are trainable then.
 
-    The first factor is drawn from `seed`, the second is zero, so the model's output is unchanged at first.
+    The first factor is drawn from `seed`, the second is zero, and DoRA's lengths are those of the base's weights, so
+    the model's output is unchanged at first.
     """
     if lora.layers > len(model.layers):
         raise SqloraError(
@@ -35,14 +36,14 @@ def add_lora(model: nn.Module, lora: LoraParams, seed: int) -> None:
             next_step="Lower lora.layers.",
         )
     mx.random.seed(seed)  # mlx-lm's layers draw from the global stream
-    linear_to_lora_layers(model, lora.layers, _lora_parameters(lora))
-    model.unfreeze(keys=["lora_a", "lora_b"], strict=False)
+    linear_to_lora_layers(model, lora.layers, _lora_parameters(lora), use_dora=lora.adapter == "dora")
+    model.unfreeze(keys=["lora_a", "lora_b", "m"], strict=False)
     mx.eval(model.trainable_parameters())
 
 
 def adapter_config(lora: LoraParams) -> dict[str, Any]:
     """The content of adapter_config.json, as mlx-lm reads it."""
-    return {"fine_tune_type": "lora", "num_layers": lora.layers, "lora_parameters": _lora_parameters(lora)}
+    return {"fine_tune_type": lora.adapter, "num_layers": lora.layers, "lora_parameters": _lora_parameters(lora)}
 
 
 def _lora_parameters(lora: LoraParams) -> dict[str, Any]:

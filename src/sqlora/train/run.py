@@ -23,9 +23,10 @@ from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
-from sqlora.train.engine import Engine, Interrupted, Report
+from sqlora.train.engine import Engine, Report
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
+from sqlora.train.interruption import Interrupted
 from sqlora.train.lora import add_lora
 from sqlora.train.states import key_of
 from sqlora.train.step import Stepper
@@ -104,7 +105,8 @@ def train_adapter(
     try:
         with lock_if(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
-            inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group)
+            asked = watch if group.size == 1 else group.asked
+            inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group, asked)
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()

@@ -24,7 +24,7 @@ def fill_together(
         fill: computes the examples that the store lacks of those it gets; returns how many these were.
 
     Returns:
-        How many examples all ranks computed.
+        How many examples the ranks of this disk computed.
     """
     computed = 0
     for peers in (group.disk, [group.rank]):
@@ -40,4 +40,5 @@ def fill_together(
             store.settle()  # the others read what is in the index
     group.barrier()
     store.refresh()
-    return int(sum(group.each(computed)))
+    every = group.each(computed)
+    return int(sum(every[rank] for rank in group.disk))

@@ -1,7 +1,7 @@
 """Hidden states of the frozen layers, kept on disk: what the lowest trained layer reads of each example.
 
-A store is a folder of one file of states, appended to, and an index beside it. It belongs to one base model, one
-number of frozen layers and one number type; its folder's name is a fingerprint of these.
+A store is a folder of files of states, one a process, appended to, and an index beside each. It belongs to one base
+model, one number of frozen layers and one number type; its folder's name is a fingerprint of these.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 ROOT = Path(".sqlora/states")
@@ -59,8 +61,10 @@ class StateStore:
 
         They can be read at once. They come to the disk, and then into the index, while the caller goes on: `settle`.
         """
-        lines, start = [], self._ends.get(self._part, 0)
+        lines = []
         with open(self._states(self._part), "ab") as file:
+            start, left = divmod(file.seek(0, os.SEEK_END), self._row)
+            assert (start, left) == (self._ends.get(self._part, 0), 0), "another process has added to this part"
             for key, array in states:
                 assert array.dtype == self.dtype
                 assert array.shape[1] == self.width
@@ -148,14 +152,21 @@ class StateStore:
 
 
 def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
-    """Delete the least recently used stores until the others and `keep` take at most so much; returns their names."""
+    """Delete the least recently used stores until the others and `keep` take at most so much; returns their names.
+
+    A store that another run uses, whose lock it holds, stays.
+    """
     stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
     sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
     deleted = []
     for path in sorted(stores, key=lambda path: path.stat().st_mtime):
         if sum(sizes.values()) <= most_bytes:
             break
-        if path != keep:
+        if path == keep:
+            continue
+        with suppress(Timeout), ExitStack() as stack:
+            for lock in path.glob("lock-*"):
+                stack.enter_context(FileLock(lock, timeout=0))
             shutil.rmtree(path)
             del sizes[path]
             deleted.append(path.name)

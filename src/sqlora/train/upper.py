@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sqlora.model import load_lazily
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
+from sqlora.train.interruption import Interrupted
 from sqlora.train.layer import Layer, make_mask, supports
 from sqlora.train.states import StateStore, key_of
 
@@ -76,7 +77,12 @@ class Upper(nn.Module):
 
 
 def fill_store(
-    store: StateStore, folder: Path, frozen: int, examples: Sequence[Sequence[int]], buckets: Sequence[int]
+    store: StateStore,
+    folder: Path,
+    frozen: int,
+    examples: Sequence[Sequence[int]],
+    buckets: Sequence[int],
+    stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Run the frozen layers over the examples that the store lacks; returns how many these were.
 
@@ -88,6 +94,10 @@ def fill_store(
         folder: of the converted model.
         examples: what goes into the model, without the last token.
         buckets: lengths to which batches are padded.
+        stop: asked before each batch.
+
+    Raises:
+        Interrupted: `stop` said so; what earlier waves gave is stored.
     """
     missing = list({key_of(tokens): tuple(tokens) for tokens in examples if key_of(tokens) not in store}.items())
     if not missing:
@@ -107,7 +117,7 @@ def fill_store(
                 mx.eval(layer.parameters())
                 if index + 1 < frozen:
                     mx.async_eval(layers[index + 1].parameters())
-                _through(layer, args, states)
+                _through(layer, args, states, stop)
                 del layer
                 bar.update(len(wave))
             store.add(
@@ -121,11 +131,13 @@ def fill_store(
     return len(missing)
 
 
-def _through(layer: nn.Module, args: Any, states: list[mx.array]) -> None:
+def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
     """Replace each batch's states (rows, length, width) by those behind the layer."""
     window = args.sliding_window if getattr(layer, "use_sliding", False) else None
     written = Layer(layer) if supports([layer]) else None
     for number, state in enumerate(states):
+        if stop():
+            raise Interrupted
         if written:
             rows, length, width = state.shape
             mask = make_mask(length, state.dtype, args.num_attention_heads // args.num_key_value_heads, window)

@@ -1,0 +1,63 @@
+"""What is predicted of a run's memory, and what that makes of the process's peak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Share of the live memory that operations issued ahead may take. On an H200 steps of batch 4, 16 layers were 14% slower
+# with a tenth than with no limit, when they took half as much again (docs/benchmarks.md); a CPU loses nothing.
+ROOM = {"cpu": 0.1, "cuda": 0.2, "metal": 0.1}
+# Where a GPU's peak lies, as a share above the live memory. The H200 reached limits of 9.5 to 10.5 GB and passed them
+# by up to 5%, but small runs stay below; Metal is not measured, and the middle is taken.
+_REACHED = {"cuda": 0.14, "metal": 0.05}
+
+# Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
+# 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
+HOLES = 60_000_000
+
+Arrays = dict[str, int]  # what for -> bytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal.
+
+    What MLX does not hold and a CPU's memory includes, in bytes: outside, of the process before it works; host, of each
+    phase: mapped files of states, and numpy's arrays on their way to MLX.
+    """
+
+    phases: dict[str, Arrays]
+    device: str
+    outside: int
+    host: dict[str, int]
+
+    @property
+    def live(self) -> int:
+        """Bytes that MLX has to hold at least."""
+        return max(sum(arrays.values()) for arrays in self.phases.values())
+
+    @property
+    def limit(self) -> int:
+        """MLX's memory limit for the run, in bytes."""
+        return int(self.live * (1 + ROOM[self.device]))
+
+    @property
+    def peak(self) -> int:
+        """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
+        if self.device != "cpu":
+            return int(self.live * (1 + _REACHED[self.device]))
+        # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
+        # to as much again (measured: 0.5 to 1).
+        held = max(
+            min(self.limit, sum(arrays.values()) * 7 // 4) + self.host.get(name, 0)
+            for name, arrays in self.phases.items()
+        )
+        return held + HOLES + self.outside
+
+    @property
+    def largest(self) -> str:
+        """The phase that decides."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    def __str__(self) -> str:
+        return f"predicted peak memory: {self.peak / 1e9:.2f} GB, reached in the phase: {self.largest}"
