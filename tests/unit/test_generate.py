@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from sqlora.mlx import mx, nn, tree_map
@@ -21,6 +22,7 @@ from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.model import load_base
 from sqlora.params.generate import GenerateParams
 from sqlora.sql.execute import build_database, open_database
+from sqlora.sql.parse import parse_sql
 from sqlora.text import Example
 from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.form import LogicalForm
@@ -146,15 +148,56 @@ def test_skipping_forced_tokens_gives_the_answers_of_constrained_decoding_token_
     expected = []
     with ThreadPoolExecutor(1) as workers:
         for example in examples():
-            constraint = Constraint(
-                vocabulary, example, example.question if constrain == "schema+question" else None, workers
-            )
-            expected.append(token_by_token(model, tokenizer, example.prompt, constraint, 60))
+            question = example.question if constrain == "schema+question" else None
+            first, again = (Constraint(vocabulary, example, question, workers) for _ in range(2))
+            tokens, stopped = token_by_token(model, tokenizer, example.prompt, first, 60)
+            expected.append((tokens if stopped else tokens[: longest_query(tokenizer, again, tokens)], stopped))
     assert [(c.completion, c.stopped, c.tokens) for c in got] == [
         (tokenizer.decode(tokens), stopped, len(tokens)) for tokens, stopped in expected
     ]
     assert counts.forced > 20
     assert any(stopped for _, stopped in expected)
+
+
+def longest_query(tokenizer: Tokenizer, constraint: Constraint, tokens: list[int]) -> int:
+    """How many of an answer's tokens, from the first on, are the longest behind which the mask has EOS; 0 if none."""
+    longest = 0
+    for count, token in enumerate(tokens, 1):
+        constraint.start()
+        constraint.take(token)
+        if not constraint.finished():
+            mask = np.zeros((1, 16), np.int32)
+            constraint.fill(mask, 0)
+            if mask[0, tokenizer.eos // 32] >> (tokenizer.eos % 32) & 1:
+                longest = count
+    return longest
+
+
+@pytest.mark.parametrize("constrain", ["schema", "schema+question"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_max_tokens_closes_a_constrained_answer_behind_its_longest_query(
+    model_folder: Path, tmp_path: Path, constrain: str, candidates: int
+) -> None:
+    model, tokenizer = load_base(model_folder)[0], Tokenizer(model_folder)
+    build_database(tmp_path / "tables.db", [Table(e.id, e.header, e.types, ()) for e in examples()])
+    shortened = whole = unfinished = 0
+    for limit in (6, 16, 19, 22, 25, 30, 40, 60):
+        settings = replace(params(4, limit, constrain), execution_guided=candidates)
+        got = generate(model, tokenizer, examples(), settings, database=tmp_path / "tables.db")
+        for example, done in zip(examples(), got, strict=True):
+            outcome = parse_sql(done.completion, example.id, example.header, example.types).outcome
+            assert (outcome == "ok") == (done.stopped or done.closed), done
+            assert not (done.stopped and done.closed)
+            assert done.tokens <= limit
+            shortened += done.closed and done.tokens < limit
+            whole += done.closed and done.tokens == limit
+            unfinished += not done.stopped and not done.closed
+            if not done.stopped and not done.closed:
+                assert done.tokens == limit
+    print(shortened, whole, unfinished)
+    assert shortened > 3
+    assert whole > 0
+    assert unfinished >= len(examples()), "6 tokens are no query"
 
 
 def token_by_token(

@@ -34,8 +34,12 @@ def read_predictions(path: Path, examples: int) -> list[Prediction]:
         values = (record.get("index"), record.get("completion"), record.get("stopped"), record.get("tokens"))
         index, completion, stopped, tokens = values
         closed = record.get("closed", False)  # older files have none
-        flags = isinstance(stopped, bool) and isinstance(closed, bool)
-        if not isinstance(completion, str) or not flags or type(tokens) is not int:
+        if (
+            not isinstance(completion, str)
+            or not isinstance(stopped, bool)
+            or not isinstance(closed, bool)
+            or type(tokens) is not int
+        ):
             raise SqloraError(
                 where,
                 found=f"{record!r:.120}",
