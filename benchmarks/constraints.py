@@ -59,7 +59,8 @@ def main() -> None:
             counts, started = Counts(), time.perf_counter()
             done = generate(model, tokenizer, questions, params_, database=database, counts=counts, label=setting)
             seconds = time.perf_counter() - started
-            verdicts = judge(questions, [Prediction(c.completion, c.stopped, c.tokens) for c in done], database)
+            predictions = [Prediction(c.completion, c.stopped, c.tokens, c.closed) for c in done]
+            verdicts = judge(questions, predictions, database)
             total = len(verdicts)
             right = sum(verdict.execution for verdict in verdicts)
             low, high = wilson(right, total)

@@ -9,7 +9,7 @@ from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
 from sqlora.errors import SqloraError
 from sqlora.generate.run import generate as answer
-from sqlora.generate.saved import ROOT, fingerprint
+from sqlora.generate.saved import ROOT, drop_older, fingerprint
 from sqlora.jsonl import write_jsonl
 from sqlora.model import add_adapter, context_length, load_base
 from sqlora.params.generate import GenerateParams
@@ -34,6 +34,8 @@ def main(model: Path, adapter: Path | None, examples: Path, tables: Path, out: P
         files = [tokenizer.path, *sorted(adapter.iterdir() if adapter else ()), examples, tables]
         name = fingerprint({"model": model_identity(model), "generate": asdict(generate)}, files)
         keep = ROOT / name / f"rank-{group.rank}"
+        if group.rank == 0:
+            drop_older(ROOT / name)
         label = "adapter" if adapter else "base"
         completions = answer(base, tokenizer, asked, generate, label=label, database=tables, keep=keep, group=group)
         if group.rank:

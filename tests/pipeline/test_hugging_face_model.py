@@ -93,7 +93,7 @@ def test_it_is_trained_generated_and_scored(workplace: Workplace) -> None:
     workplace.params["generate"] = free
     workplace.succeed("score", dataset="dataset", base="held.jsonl", adapter="answers.jsonl", **outputs)
     base = json.loads((workplace.folder / "score.json").read_text())["base"]
-    assert base["valid_sql"] == base["stopped_at_eos"] > 0
+    assert base["valid_sql"] == 1 >= base["stopped_at_eos"]
 
 
 def test_a_prompt_and_answer_beyond_the_context_are_refused(workplace: Workplace) -> None:

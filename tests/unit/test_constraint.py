@@ -154,13 +154,14 @@ def test_the_answers_of_training_are_written_with_the_tokens_of_training(
     case: Case, workers: ThreadPoolExecutor, with_question: bool
 ) -> None:
     generator = random.Random(1)
-    forced = total = 0
+    forced = total = shorter = 0
     for _ in range(100):
         example = random_example(generator)
         encoded = case.tokenizer.encode_example(example.prompt, example.completion)
         expected = list(encoded.tokens[encoded.prompt_tokens : -1])
         constraint = Constraint(case.vocabulary, example, example.question if with_question else None, workers)
         written: list[int] = []
+        queries: list[int] = []
         while True:
             constraint.start()
             tokens = constraint.forced(1000)
@@ -173,11 +174,18 @@ def test_the_answers_of_training_are_written_with_the_tokens_of_training(
             assert expected[len(written)] in allowed(case, constraint), (example, case.tokenizer.decode(written))
             constraint.take(expected[len(written)])
             written.append(expected[len(written)])
+            queries.append(constraint.complete)
         constraint.start()
         assert constraint.accepts(), example.completion
+        assert constraint.complete == len(written)
+        for complete in set(queries) - {0}:
+            text = case.tokenizer.decode(written[:complete])
+            assert parse_sql(text, example.id, example.header, example.types).outcome == "ok", text
+            shorter += complete < len(written)
         assert case.tokenizer.eos in allowed(case, constraint) or constraint.finished()
         total += len(written)
     assert forced > 0.3 * total
+    assert shorter > 50
 
 
 @pytest.mark.parametrize("with_question", [False, True])
@@ -209,7 +217,7 @@ def test_whatever_is_written_can_be_read_as_a_query_of_the_table(
 def write_at_random(
     case: Case, example: Example, with_question: bool, workers: ThreadPoolExecutor, generator: random.Random
 ) -> str | None:
-    """An answer of tokens chosen at random, the end and quotes more often than others; None if it is not done."""
+    """An answer of tokens chosen at random, the end and quotes more often than others; after 120 the longest query."""
     constraint = Constraint(case.vocabulary, example, example.question if with_question else None, workers)
     written: list[int] = []
     closing = {token for token in range(512) if case.vocabulary.decode_bytes([token]) in (b"'", b"' ")}
@@ -225,7 +233,7 @@ def write_at_random(
         others = [token for token in choices if token != case.tokenizer.eos]
         written.append(generator.choice(likely if likely and generator.random() < 0.3 else others))
         constraint.take(written[-1])
-    return None
+    return case.tokenizer.decode(written[: constraint.complete]) if constraint.complete else None
 
 
 def allowed(case: Case, constraint: Constraint) -> list[int]:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import itertools
+import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from sqlora.mlx import mx, nn, tree_map
@@ -14,13 +17,14 @@ from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint
 from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
-from sqlora.generate.guided import Guided
+from sqlora.generate.guided import Beam, Guided
 from sqlora.generate.run import generate, returns_something
-from sqlora.generate.saved import Saved
+from sqlora.generate.saved import Saved, drop_older
 from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.model import load_base
 from sqlora.params.generate import GenerateParams
 from sqlora.sql.execute import build_database, open_database
+from sqlora.sql.parse import parse_sql
 from sqlora.text import Example
 from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.form import LogicalForm
@@ -146,15 +150,95 @@ def test_skipping_forced_tokens_gives_the_answers_of_constrained_decoding_token_
     expected = []
     with ThreadPoolExecutor(1) as workers:
         for example in examples():
-            constraint = Constraint(
-                vocabulary, example, example.question if constrain == "schema+question" else None, workers
-            )
-            expected.append(token_by_token(model, tokenizer, example.prompt, constraint, 60))
+            question = example.question if constrain == "schema+question" else None
+            first, again = (Constraint(vocabulary, example, question, workers) for _ in range(2))
+            tokens, stopped = token_by_token(model, tokenizer, example.prompt, first, 60)
+            expected.append((tokens if stopped else tokens[: longest_query(tokenizer, again, tokens)], stopped))
     assert [(c.completion, c.stopped, c.tokens) for c in got] == [
         (tokenizer.decode(tokens), stopped, len(tokens)) for tokens, stopped in expected
     ]
     assert counts.forced > 20
     assert any(stopped for _, stopped in expected)
+
+
+def longest_query(tokenizer: Tokenizer, constraint: Constraint, tokens: list[int]) -> int:
+    """How many of an answer's tokens, from the first on, are the longest behind which the mask has EOS; 0 if none."""
+    longest = 0
+    for count, token in enumerate(tokens, 1):
+        constraint.start()
+        constraint.take(token)
+        if not constraint.finished():
+            mask = np.zeros((1, 16), np.int32)
+            constraint.fill(mask, 0)
+            if mask[0, tokenizer.eos // 32] >> (tokenizer.eos % 32) & 1:
+                longest = count
+    return longest
+
+
+@pytest.mark.parametrize("constrain", ["schema", "schema+question"])
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_max_tokens_closes_a_constrained_answer_behind_its_longest_query(
+    model_folder: Path, tmp_path: Path, constrain: str, candidates: int
+) -> None:
+    model, tokenizer = load_base(model_folder)[0], Tokenizer(model_folder)
+    build_database(tmp_path / "tables.db", [Table(e.id, e.header, e.types, ()) for e in examples()])
+    shortened = whole = unfinished = 0
+    for limit in (6, 16, 19, 22, 25, 30, 40, 60):
+        settings = replace(params(4, limit, constrain), execution_guided=candidates)
+        got = generate(model, tokenizer, examples(), settings, database=tmp_path / "tables.db")
+        for example, done in zip(examples(), got, strict=True):
+            outcome = parse_sql(done.completion, example.id, example.header, example.types).outcome
+            assert (outcome == "ok") == (done.stopped or done.closed), done
+            assert not (done.stopped and done.closed)
+            assert done.tokens <= limit
+            shortened += done.closed and done.tokens < limit
+            whole += done.closed and done.tokens == limit
+            unfinished += not done.stopped and not done.closed
+            if not done.stopped and not done.closed:
+                assert done.tokens == limit < 19
+    assert shortened > 3
+    assert whole > 0
+    assert unfinished >= len(examples()), "6 tokens are no query"
+
+
+class Watched(Guided):
+    """Guided decoding that shows the candidates that did not pass."""
+
+    tried: tuple[Answer, ...] = ()
+
+    def _settled(self, beam: Beam) -> Answer | None:
+        answer = super()._settled(beam)
+        self.tried = tuple(beam.tried)
+        return answer
+
+
+def test_a_beam_executes_what_ended_only_and_prefers_it_then_what_was_closed(model_folder: Path) -> None:
+    model, tokenizer = load_base(model_folder)[0], Tokenizer(model_folder)
+    vocabulary = make_vocabulary(tokenizer, 512)
+    ended_first = closed_first = 0
+    with ThreadPoolExecutor(1) as workers:
+        for limit, example in itertools.product((14, 15, 18), examples()):
+            executed: list[Answer] = []
+
+            def fails(candidate: Answer, executed: list[Answer] = executed) -> bool:
+                executed.append(candidate)
+                return False
+
+            engine = Engine(model, 3, CPU_SHAPES)
+            guided = Watched(engine, eos=tokenizer.eos, limit=limit, counts=Counts(), candidates=3, passes=fails)
+
+            def constrain(example: Example = example) -> Constraint:
+                return Constraint(vocabulary, example, None, workers)
+
+            (answer,) = guided.run([Job(0, tokenizer.encode_prompt(example.prompt), constrain)])
+            assert all(candidate.stopped for candidate in executed)
+            kinds = [(other.stopped, other.closed) for other in guided.tried]
+            assert (answer.stopped, answer.closed) == max(kinds)
+            likeliest = max(guided.tried, key=lambda other: other.score)
+            ended_first += answer.stopped and not likeliest.stopped
+            closed_first += answer.closed and not likeliest.closed
+    assert ended_first > 0
+    assert closed_first > 0
 
 
 def token_by_token(
@@ -247,13 +331,16 @@ def test_a_query_that_finds_nothing_does_not_pass(tmp_path: Path) -> None:
         assert not returns_something("SELECT Nome FROM 1-1", table, runner)
 
 
+@pytest.mark.parametrize(("constrain", "limit"), [("none", 6), ("schema", 20)])
 def test_a_run_that_broke_off_decodes_only_what_is_missing(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constrain: str, limit: int
 ) -> None:
+    settings = params(1, limit, constrain)
     model, tokenizer = model_that_stops(model_folder)
     questions = examples() * 8  # three blocks of 16
     whole, resumed = Counts(), Counts()
-    expected = generate(model, tokenizer, questions, params(1, 6), counts=whole)
+    expected = generate(model, tokenizer, questions, settings, counts=whole)
+    assert any(done.closed for done in expected) == (constrain == "schema")
     write, keep = Saved.write, tmp_path / "run"
 
     def break_off(self: Saved, block: int, answers: dict[int, object]) -> None:
@@ -263,9 +350,25 @@ def test_a_run_that_broke_off_decodes_only_what_is_missing(
 
     monkeypatch.setattr(Saved, "write", break_off)
     with pytest.raises(KeyboardInterrupt):
-        generate(model, tokenizer, questions, params(1, 6), keep=keep)
+        generate(model, tokenizer, questions, settings, keep=keep)
     monkeypatch.setattr(Saved, "write", write)
     (keep / "block-00000.json").write_text("{")  # and one of the two is damaged
-    assert generate(model, tokenizer, questions, params(1, 6), keep=keep, counts=resumed) == expected
+    assert generate(model, tokenizer, questions, settings, keep=keep, counts=resumed) == expected
     assert 0 < resumed.decisions < whole.decisions
     assert not keep.exists()
+
+
+def test_answers_of_old_unfinished_runs_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    root = Path(".sqlora/generate")
+    drop_older(root / "mine")  # there is nothing yet
+    # Made in this order; a block was written to the first one last.
+    for number, name in enumerate(["resumed", "mine", "old", "older", "newer", "newest"]):
+        (root / name / "rank-0").mkdir(parents=True)
+        (root / name / "rank-0" / "block-00000.json").touch()
+        for path in (root / name / "rank-0", root / name):
+            os.utime(path, (number, number))
+    os.utime(root / "resumed/rank-0", (100, 100))
+    drop_older(root / "mine")
+    assert sorted(path.name for path in root.iterdir()) == ["mine", "newer", "newest", "resumed"]
+    assert (root / "resumed/rank-0/block-00000.json").exists()

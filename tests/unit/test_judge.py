@@ -81,6 +81,11 @@ def test_a_number_column_compared_with_a_text_without_a_number(db: Path) -> None
     assert (verdict.outcome, verdict.execution, verdict.result) == ("bad_value", False, None)
 
 
+def test_a_prediction_that_a_constraint_closed_is_a_query_like_any_other(db: Path) -> None:
+    (verdict,) = judge([GOLD], [Prediction(GOLD.completion, False, 20, closed=True)], db)
+    assert (verdict.outcome, verdict.logical_form, verdict.execution) == ("ok", True, True)
+
+
 def test_a_prediction_that_did_not_stop_is_wrong_whatever_it_says(db: Path) -> None:
     (verdict,) = judge([GOLD], [Prediction(GOLD.completion, False, 100)], db)
     assert (verdict.outcome, verdict.logical_form, verdict.execution) == ("no_stop", False, False)

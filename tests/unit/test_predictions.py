@@ -22,8 +22,14 @@ def record(index: int, **changes: Any) -> dict[str, Any]:
 
 def test_predictions_are_read_in_order(tmp_path: Path) -> None:
     path = tmp_path / "base.jsonl"
-    path.write_text(lines(record(0), record(1, stopped=False, completion="é")), encoding="utf-8")
-    assert read_predictions(path, 2) == [Prediction(" SELECT", True, 2), Prediction("é", False, 2)]
+    records = [record(0), record(1, stopped=False, completion="é"), record(2, stopped=False, closed=True)]
+    path.write_text(lines(*records), encoding="utf-8")
+    expected = [
+        Prediction(" SELECT", True, 2),
+        Prediction("é", False, 2, closed=False),
+        Prediction(" SELECT", False, 2, closed=True),
+    ]
+    assert read_predictions(path, 3) == expected
 
 
 @pytest.mark.parametrize(
@@ -34,6 +40,7 @@ def test_predictions_are_read_in_order(tmp_path: Path) -> None:
         (lines(record(0), record(0)), ":2", "index 0"),
         (lines(record(1), record(0)), ":1", "index 1"),
         (lines(record(0), record(1, stopped="yes")), ":2", "'yes'"),
+        (lines(record(0), record(1, closed=1)), ":2", "'closed': 1"),
         (lines(record(0), record(1, completion=None)), ":2", "None"),
         (lines(record(0), record(1, tokens=True)), ":2", "'tokens': True"),
         (lines(record(0), {"index": 1}), ":2", "{'index': 1}"),

@@ -55,6 +55,17 @@ class Answer:
         self.done = self.stopped or len(self.tokens) >= limit
         return len(tokens)
 
+    @property
+    def closed(self) -> bool:
+        """Whether the limit ended it behind a complete query, which is then what it answers."""
+        return self.done and not self.stopped and self.constraint is not None and self.constraint.complete > 0
+
+    def query(self) -> list[int]:
+        """Its tokens; if it was closed, those of the longest complete query that it begins with."""
+        if self.closed and self.constraint is not None:
+            return self.tokens[: self.constraint.complete]
+        return self.tokens
+
     def copy(self) -> Answer:
         """The same, to go on in another way."""
         constraint = self.constraint.copy() if self.constraint is not None else None

@@ -26,11 +26,16 @@ class Constraint:
 
     Args:
         question: None where the question does not matter.
+
+    Attributes:
+        taken: how many tokens it was given.
+        complete: how many of them, from the first on, are the longest complete query; 0 if none is.
     """
 
     def __init__(self, vocabulary: LLTokenizer, table: Schema, question: str | None, workers: Executor) -> None:
         self._vocabulary, self._table, self._question, self._workers = vocabulary, table, question, workers
         self._written = b""
+        self.taken = self.complete = 0
         self._matcher: LLMatcher | None = None
         self._building: Future[LLMatcher] = workers.submit(self._build, lambda: beginning(table, question))
 
@@ -62,9 +67,12 @@ class Constraint:
         assert self._matcher
         if not self._matcher.consume_token(token):
             raise ValueError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
+        self.taken += 1
         self._written += self._vocabulary.decode_bytes([token])
         if self._written.endswith(_AND):
             self._follow_and()
+        if self.accepts():
+            self.complete = self.taken
 
     def accepts(self) -> bool:
         """Whether the answer may end here."""

@@ -180,5 +180,6 @@ class Guided:
                 break
         if beam.live and len(beam.tried) < self._candidates:
             return None
-        # None of them returns anything: the likeliest one.
-        return min(beam.tried, key=lambda answer: (not answer.stopped, -answer.score))
+        # None of them returns anything: the likeliest one. What the limit ended was not executed: cut back to a query
+        # it has lost a condition, and would find more than those that are whole.
+        return min(beam.tried, key=lambda answer: (not answer.stopped, not answer.closed, -answer.score))

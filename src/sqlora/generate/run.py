@@ -56,6 +56,8 @@ def generate(
 ) -> list[Completion]:
     """Complete every question's prompt until EOS or `params.max_tokens`.
 
+    Under a constraint an answer that reaches max_tokens is cut back to the longest complete query that it begins with.
+
     Args:
         label: of the progress bar; None for none.
         database: of the tables, for execution-guided decoding.
@@ -95,7 +97,7 @@ def generate(
             elif bar is not None:
                 bar.update(len(done))
             answers |= done
-    rows: list[Any] = [(index, one.completion, one.stopped, one.tokens) for index, one in answers.items()]
+    rows: list[Any] = [(index, one.completion, one.stopped, one.tokens, one.closed) for index, one in answers.items()]
     every = {index: Completion(*record) for part in group.gather(rows) for index, *record in part}
     saved.drop()
     return [every[index] for index in range(len(prompts))]
@@ -151,4 +153,5 @@ def returns_something(sql: str, table: Schema, runner: Runner) -> bool:
 
 
 def _completed(answer: Answer, tokenizer: Tokenizer) -> Completion:
-    return Completion(tokenizer.decode(answer.tokens), answer.stopped, len(answer.tokens))
+    tokens = answer.query()
+    return Completion(tokenizer.decode(tokens), answer.stopped, len(tokens), answer.closed)

@@ -15,16 +15,20 @@ from typing import Any
 from sqlora.publish import publish_file
 
 ROOT = Path(".sqlora/generate")
+KEPT = 3  # unfinished runs
 _LIBRARIES = ("mlx", "mlx-lm", "llguidance", "numpy")
 
 
 @dataclass(frozen=True)
 class Completion:
-    """completion: the text without EOS; stopped: whether EOS ended it, rather than max_tokens; tokens: without EOS."""
+    """completion: the text without EOS; stopped: whether EOS ended it, rather than max_tokens; tokens: of the
+    completion, without EOS; closed: whether max_tokens ended it and the completion is a complete query all the same.
+    """
 
     completion: str
     stopped: bool
     tokens: int
+    closed: bool
 
 
 class Saved:
@@ -65,6 +69,20 @@ class Saved:
     def _path(self, block: int) -> Path:
         assert self._folder is not None
         return self._folder / f"block-{block:05d}.json"
+
+
+def drop_older(run: Path) -> None:
+    """Delete the answers of all unfinished runs but the latest few and `run`, a folder of ROOT."""
+    if ROOT.is_dir():
+        # A block changes the time of its rank's folder only.
+        latest = {
+            path: max(part.stat().st_mtime for part in [path, *path.iterdir()])
+            for path in ROOT.iterdir()
+            if path.is_dir()
+        }
+        for path in sorted(latest, key=lambda path: latest[path])[:-KEPT]:
+            if path != run:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(inputs: Mapping[str, Any], files: Sequence[Path]) -> str:

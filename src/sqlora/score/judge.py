@@ -10,6 +10,7 @@ errors, so each measure has a strict variant beside it:
   numbers.
 
 A prediction that did not stop at EOS is wrong by every measure, whatever it begins with: its outcome is `no_stop`.
+One that a constraint closed is a query like any other.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ def shorten(result: tuple[Any, ...] | None, width: int = 80) -> str:
 def _verdict(
     example: Example, prediction: Prediction, gold: Execution, runner: Runner, texts: Sandbox | None
 ) -> Verdict:
-    if not prediction.stopped:
+    if not prediction.stopped and not prediction.closed:
         return Verdict("no_stop", gold.rows, f"after {prediction.tokens} tokens")
     if prediction.completion.strip() == example.completion.strip():
         # The gold query to the letter is right, even where its text could be read in another way or not at all.

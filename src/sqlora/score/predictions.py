@@ -13,11 +13,14 @@ _AGAIN = "Delete the file and run dvc repro to generate it again."
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """completion: without EOS; stopped: whether the model wrote EOS; tokens: how many it wrote."""
+    """completion: without EOS; stopped: whether EOS ended it; tokens: of the completion; closed: whether it
+    did not end, but was cut back to a complete query.
+    """
 
     completion: str
     stopped: bool
     tokens: int
+    closed: bool = False
 
 
 def read_predictions(path: Path, examples: int) -> list[Prediction]:
@@ -30,16 +33,23 @@ def read_predictions(path: Path, examples: int) -> list[Prediction]:
     for where, record in read_jsonl(path, _AGAIN):
         values = (record.get("index"), record.get("completion"), record.get("stopped"), record.get("tokens"))
         index, completion, stopped, tokens = values
-        if not isinstance(completion, str) or not isinstance(stopped, bool) or type(tokens) is not int:
+        closed = record.get("closed", False)  # older files have none
+        if (
+            not isinstance(completion, str)
+            or not isinstance(stopped, bool)
+            or not isinstance(closed, bool)
+            or type(tokens) is not int
+        ):
             raise SqloraError(
                 where,
                 found=f"{record!r:.120}",
-                expected="index, completion (a text), stopped (true or false) and tokens (a number)",
+                expected="index, completion (a text), stopped (true or false), tokens (a number) and, where there is "
+                "one, closed (true or false)",
                 next_step=_AGAIN,
             )
         if type(index) is not int or index != len(predictions):
             raise SqloraError(where, found=f"index {index!r}", expected=str(len(predictions)), next_step=_AGAIN)
-        predictions.append(Prediction(completion, stopped, tokens))
+        predictions.append(Prediction(completion, stopped, tokens, closed))
     if len(predictions) != examples:
         raise SqloraError(
             path,
