@@ -7,8 +7,8 @@ all query and of all key heads, I the MLP's inner width, A = rows x heads x leng
 
 MLX evaluates lazily and frees an array when its last user has run; on a GPU (and on the CPU's stream) the host issues
 operations ahead of the device, and what these free stays until the device is through. So MLX's memory limit is set to
-ROOM (sqlora.plan.prediction) above the live memory: beyond it MLX waits for the device instead of issuing more. The peak
-of a GPU then lies between the live memory and that limit, and the middle is what is predicted.
+ROOM (sqlora.plan.prediction) above the live memory: beyond it MLX waits for the device instead of issuing more. The
+peak of a GPU then lies between the live memory and that limit, and the middle is what is predicted.
 """
 
 from __future__ import annotations
