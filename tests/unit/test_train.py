@@ -314,6 +314,40 @@ def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
     assert mean_loss(upper, batch) == pytest.approx(last.valid_loss, abs=1e-3)
 
 
+def test_dora_on_a_quantized_base_learns_reloads_and_generates(tmp_path: Path) -> None:
+    from mlx_lm.utils import quantize_model, save_config, save_model
+    from tiny_model import write_checkpoint
+
+    from sqlora.convert.model import convert_model
+    from sqlora.generate import generate
+    from sqlora.params.generate import GenerateParams
+    from sqlora.tokenizer import Tokenizer
+
+    plain, folder, adapter = (tmp_path / name for name in ("plain", "quantized", "adapter"))
+    write_checkpoint(tmp_path / "source", dim=64, hidden_dim=128)  # whose rows are long enough for groups
+    plain.mkdir()
+    adapter.mkdir()
+    convert_model(tmp_path / "source", plain, dtype="float32")
+    model, config = quantize_model(*load_base(plain), group_size=32, bits=4)
+    save_model(folder, model)
+    save_config(config, config_path=folder / "config.json")
+    lora = dataclasses.replace(LORA, adapter="dora")
+    trained = run(folder, lora=lora, count=6)
+    first, last = trained.reports[0].valid_loss, trained.reports[-1].valid_loss
+    assert first is not None
+    assert last is not None
+    assert last < first - 1
+    mx.save_safetensors(str(adapter / "adapters.safetensors"), trained.adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps(adapter_config(lora)))
+    fresh, _ = load_base(folder)
+    add_adapter(fresh, adapter)
+    rows = examples()
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind="completion")
+    assert mean_loss(Upper(fresh, 0), batch) == pytest.approx(last, abs=1e-3)
+    found = generate(fresh, Tokenizer(plain), ["a question", "another"], GenerateParams(batch_size=2, max_tokens=4))
+    assert [one.tokens <= 4 for one in found] == [True, True]
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(model_folder: Path, tmp_path: Path) -> None:
     def once(seed: int) -> Arrays:
         fresh_start(tmp_path)
