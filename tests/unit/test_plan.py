@@ -102,6 +102,7 @@ def weight_bytes(model: nn.Module) -> int:
 def active() -> int:
     """Bytes that MLX holds, less what earlier tests have left and nobody has collected yet."""
     gc.collect()
+    mx.synchronize()
     mx.clear_cache()
     return mx.get_active_memory()
 

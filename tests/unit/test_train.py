@@ -319,9 +319,11 @@ def test_dora_on_a_quantized_base_learns_reloads_and_generates(tmp_path: Path) -
     from tiny_model import write_checkpoint
 
     from sqlora.convert.model import convert_model
-    from sqlora.generate import generate
+    from sqlora.generate.run import generate
     from sqlora.params.generate import GenerateParams
+    from sqlora.text import Example
     from sqlora.tokenizer import Tokenizer
+    from sqlora.wikisql.form import LogicalForm
 
     plain, folder, adapter = (tmp_path / name for name in ("plain", "quantized", "adapter"))
     write_checkpoint(tmp_path / "source", dim=64, hidden_dim=128)  # whose rows are long enough for groups
@@ -344,7 +346,11 @@ def test_dora_on_a_quantized_base_learns_reloads_and_generates(tmp_path: Path) -
     rows = examples()
     batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind="completion")
     assert mean_loss(Upper(fresh, 0), batch) == pytest.approx(last, abs=1e-3)
-    found = generate(fresh, Tokenizer(plain), ["a question", "another"], GenerateParams(batch_size=2, max_tokens=4))
+    questions = [
+        Example("1-1", text, ("notes",), ("text",), LogicalForm(0, 0, ())) for text in ("a question", "another")
+    ]
+    params = GenerateParams(2, 4, "none", None, workers=1, hostfile=None, backend="auto")
+    found = generate(fresh, Tokenizer(plain), questions, params)
     assert [one.tokens <= 4 for one in found] == [True, True]
 
 

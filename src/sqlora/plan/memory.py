@@ -128,8 +128,8 @@ def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     # sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
     inner = (3 if device == "cpu" else 1) + ("down_proj" in lora.targets)
     if device == "cpu" and shape.itemsize == 4:
-        # A polynomial's arrays, one in place of 1 - sigmoid; and those of SwiGLU's value, if down_proj's adapter asks.
-        inner += _POLYNOMIAL - 1 + 2 * _POLYNOMIAL * ("down_proj" in lora.targets)
+        # A polynomial's arrays in place of sigmoid's; and those of SwiGLU's value, if down_proj's adapter asks.
+        inner += _POLYNOMIAL - 2 + 2 * _POLYNOMIAL * ("down_proj" in lora.targets)
     if not _written(shape, lora):
         inner = 2  # both gradients; sigmoid and its product are kept
     # The gradient that came from above, and the one that goes on below.
