@@ -96,14 +96,14 @@ def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_adapter(
 def test_ctrl_c_saves_and_another_number_of_workers_goes_on(
     whole: TrainProject, model_folder: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    more = {"checkpoint_every": 10_000, "iterations": 800}  # it takes half a second until the ranks hear of it
+    more = {"checkpoint_every": 10_000, "iterations": 4_000}  # it takes half a second until the ranks hear of it
     running = Running(TrainProject(tmp_path / "project", model_folder), **more)
     running.stage.send_signal(number)
     status, said = running.end()
     assert status == 130
     assert "interrupted" in said
     project = running.project
-    assert 10 <= project.newest() < 800
+    assert 10 <= project.newest() < 4_000
     if number == signal.SIGTERM:
         return
     project.write_params(**SETTINGS | more)  # one worker
