@@ -7,6 +7,9 @@ The first command draws questions of WikiSQL's test part and keeps those whose r
 the tokenizer itself, so that the second one needs neither the pipeline's artifacts nor the tokenizer's package. Without
 --tokenizer it takes Mistral's, from mistral-common.
 
+--workers N runs ours as N ranks. The system `written` lets the model write, at most 60 tokens, and says how many of the
+answers are those that --answers FILE holds, or writes that file: so two runs are compared.
+
 The model may be random (benchmarks/training.py makes one of Mistral-7B's shape): ours computes logits, masks and the
 likeliest token as ever, and then takes the reference's; mlx_lm writes as many tokens as the reference's answer has, EOS
 included. Each system runs all questions twice, and the second time counts: a GPU prepares itself for new shapes in the
@@ -33,6 +36,9 @@ from sqlora.mlx import mx, nn
 from mlx_lm.generate import BatchGenerator, generate_step
 from mlx_lm.utils import load_model
 
+from sqlora.distributed.group import Group
+from sqlora.distributed.launch import launched
+from sqlora.distributed.rank import joined
 from sqlora.generate.choose import Counts
 from sqlora.generate.run import generate
 from sqlora.memory import peak_memory
@@ -68,10 +74,19 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--one-count", type=int, default=16, help="questions for `one` (16)")
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--answers", type=Path, help="JSON, for the system `written`")
     arguments = parser.parse_args()
     if arguments.prepare:
         prepare(arguments.prepare, arguments.wikisql, arguments.tokenizer, arguments.count)
         return
+    if not launched(arguments.workers, None, "auto"):
+        with joined() as group:
+            run(arguments, group)
+
+
+def run(arguments: argparse.Namespace, group: Group) -> None:
+    """Run the systems; the first rank prints."""
     model, _ = load_model(arguments.model)
     if arguments.adapter:
         from sqlora.model import add_adapter
@@ -85,19 +100,21 @@ def main() -> None:
         print(
             f"{len(task.prompts)} questions, {tokens:.1f} tokens an answer with EOS, batch size {arguments.batch_size}"
         )
-        rates = {system: measure(system, model, task, arguments) for system in arguments.systems.split(",")}
+        systems = arguments.systems.split(",")
+        rates = {system: measure(system, model, task, arguments, group) for system in systems}
     for system, rate in rates.items():
         if system != "ours" and "ours" in rates:
             print(f"ours / {system}: {rates['ours'] / rate:.2f}")
 
 
-def measure(system: str, model: nn.Module, task: Task, arguments: argparse.Namespace) -> float:
+def measure(system: str, model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> float:
     """Run a system several times and print the figures of each; returns the last time's questions a second."""
     rate = 0.0
     for number in range(1, arguments.rounds + 1):
         mx.reset_peak_memory()
+        group.barrier()
         started = time.perf_counter()
-        count, figures = RUNS[system](model, task, arguments)
+        count, figures = RUNS[system](model, task, arguments, group)
         seconds = time.perf_counter() - started
         rate = count / seconds
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
@@ -107,18 +124,20 @@ def measure(system: str, model: nn.Module, task: Task, arguments: argparse.Names
     return rate
 
 
-def ours(model: nn.Module, task: Task, arguments: argparse.Namespace, constrain: str = "schema") -> tuple[int, Any]:
+def ours(
+    model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group, constrain: str = "schema"
+) -> tuple[int, Any]:
     """The generate stage's engine."""
     counts = Counts()
     params = GenerateParams(arguments.batch_size, 200, constrain, None, 1, None, "auto")
-    done = generate(model, task.tokenizer, task.questions, params, teacher=task.answers, counts=counts)
+    done = generate(model, task.tokenizer, task.questions, params, teacher=task.answers, counts=counts, group=group)
     wrong = sum(one.tokens != len(answer) for one, answer in zip(done, task.answers, strict=True))
     total = len(done)
     constraints = counts.grammars + counts.masks + counts.matching
     return total, {
         "wrong lengths": wrong,
         "tokens an answer": sum(one.tokens + 1 for one in done) / total,
-        "decisions an answer": counts.decisions / total,
+        "decisions an answer": sum(group.each(counts.decisions)) / total,
         "steps": counts.steps,
         "prompts s": counts.prompts,
         "decoding s": counts.decoding,
@@ -130,12 +149,23 @@ def ours(model: nn.Module, task: Task, arguments: argparse.Namespace, constrain:
     }
 
 
-def none(model: nn.Module, task: Task, arguments: argparse.Namespace) -> tuple[int, Any]:
+def none(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> tuple[int, Any]:
     """The same without constraint."""
-    return ours(model, task, arguments, "none")
+    return ours(model, task, arguments, group, "none")
 
 
-def batch(model: nn.Module, task: Task, arguments: argparse.Namespace) -> tuple[int, Any]:
+def written(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> tuple[int, Any]:
+    """What the model itself writes, under the constraint; the same answers as those in a file?"""
+    params = GenerateParams(arguments.batch_size, 60, "schema", None, 1, None, "auto")
+    done = [one.completion for one in generate(model, task.tokenizer, task.questions, params, group=group)]
+    if group.rank == 0 and not arguments.answers.exists():
+        arguments.answers.write_text(json.dumps(done))
+    group.barrier()
+    before = json.loads(arguments.answers.read_text())
+    return len(done), {"the same as in the file": sum(one == other for one, other in zip(done, before, strict=True))}
+
+
+def batch(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> tuple[int, Any]:
     """What mlx_lm.batch_generate does, without turning tokens into text."""
     size = arguments.batch_size
     generator = BatchGenerator(model, stop_tokens=[], completion_batch_size=size, prefill_batch_size=size)
@@ -148,7 +178,7 @@ def batch(model: nn.Module, task: Task, arguments: argparse.Namespace) -> tuple[
     return len(task.prompts), {"tokens an answer": tokens / len(task.prompts), "steps": steps}
 
 
-def one(model: nn.Module, task: Task, arguments: argparse.Namespace) -> tuple[int, Any]:
+def one(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> tuple[int, Any]:
     """What mlx_lm.generate does, without turning tokens into text."""
     stride = max(1, len(task.prompts) // arguments.one_count)
     chosen = range(0, len(task.prompts), stride)[: arguments.one_count]
@@ -159,7 +189,13 @@ def one(model: nn.Module, task: Task, arguments: argparse.Namespace) -> tuple[in
     return len(chosen), {"tokens an answer": tokens / len(chosen)}
 
 
-RUNS: dict[str, Callable[..., tuple[int, dict[str, float]]]] = {"ours": ours, "none": none, "batch": batch, "one": one}
+RUNS: dict[str, Callable[..., tuple[int, dict[str, float]]]] = {
+    "ours": ours,
+    "none": none,
+    "batch": batch,
+    "one": one,
+    "written": written,
+}
 
 
 def read_task(path: Path, scratch: Path, count: int) -> Task:

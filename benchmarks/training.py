@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,14 +181,31 @@ def ours(
     lengths = [len(example.tokens) - 1 for example in train]
     buckets = choose_lengths(lengths)
     chosen = (index for step in range(iterations) for index in batch_indices(step, lengths, buckets, batch, 1))
+    tokens = sum(len(train[index].tokens) for index in chosen)
+    below, above = matmul_flop(read_config(model), layers)
+    once = trained.computed * below * sum(lengths) / len(lengths)
     return {
         "seconds": seconds,
-        "tokens": sum(len(train[index].tokens) for index in chosen),
+        "tokens": tokens,
         "peak_gb": max(trained.peaks),
         "frozen_seconds": trained.frozen_seconds,
+        "step_seconds": trained.train_seconds,
         "validation_seconds": trained.validation_seconds,
         "valid_loss": trained.reports[-1].valid_loss_all or 0.0,
+        "tflop_per_second": (once + tokens * above) / seconds / 1e12,
+        "tflop_per_second_of_steps": tokens * above / trained.train_seconds / 1e12,
     }
+
+
+def matmul_flop(config: Mapping[str, Any], layers: int) -> tuple[float, float]:
+    """FLOP a token in matrix products with weights: below the adapted layers, forward; above, forward and back."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    size = config.get("head_dim") or width // heads
+    keys = config.get("num_key_value_heads", heads) * size
+    layer = width * (2 * heads * size + 2 * keys + 3 * config["intermediate_size"])  # weights
+    # Two FLOP a weight forward; two more for the gradient of the input, and none for that of a frozen weight.
+    below = 2 * layer * (config["num_hidden_layers"] - layers)
+    return below, 4 * layer * layers + 4 * width * config["vocab_size"]
 
 
 def mlx_lm(
@@ -218,7 +236,7 @@ def mlx_lm(
             seen["tokens"] = info["trained_tokens"]
 
         def on_val_loss_report(self, info: dict[str, Any]) -> None:
-            seen["valid_loss"] = info["val_loss"]
+            seen["valid_loss_its_own"] = info["val_loss"]
 
     args = TrainingArgs(
         batch_size=batch,
@@ -239,7 +257,23 @@ def mlx_lm(
         training_callback=Callback(),
     )
     seconds = time.perf_counter() - started + loaded
-    return {"seconds": seconds, "load_seconds": loaded, **seen, "peak_gb": peak_memory()}
+    peak = peak_memory()
+    # Its own loss counts a padding token behind every row as a target.
+    seen["valid_loss"] = loss_of_tokens(base, [ids for ids, _ in data["valid"]])
+    return {"seconds": seconds, "load_seconds": loaded, **seen, "peak_gb": peak}
+
+
+def loss_of_tokens(model: Any, rows: list[list[int]]) -> float:
+    """Mean loss of all tokens but the first, without padding, of an mlx-lm model."""
+    from sqlora.mlx import mx, nn
+
+    total, count = 0.0, 0
+    for row in rows:
+        padded = row + [0] * (-len(row) % 32 + 1)  # few shapes
+        logits = model(mx.array([padded[:-1]]))[0, : len(row) - 1]
+        total += nn.losses.cross_entropy(logits.astype(mx.float32), mx.array(row[1:])).sum().item()
+        count += len(row) - 1
+    return total / count
 
 
 def peft(

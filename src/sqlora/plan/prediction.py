@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 # Share of the live memory that operations issued ahead may take. On an H200 steps of batch 4, 16 layers were 14% slower
 # with a tenth than with no limit, when they took half as much again (docs/benchmarks.md); a CPU loses nothing.
-ROOM = {"cpu": 0.1, "cuda": 0.2, "metal": 0.1}
+ROOM = {"cpu": 0.1, "cuda": 0.3, "metal": 0.1}
+# And bytes that they may take in any case: small runs issue as many operations ahead as large ones.
+ROOM_AT_LEAST = {"cpu": 0, "cuda": 1_300_000_000, "metal": 0}
 # Where a GPU's peak lies, as a share above the live memory. The H200 reached limits of 9.5 to 10.5 GB and passed them
 # by up to 5%, but small runs stay below; Metal is not measured, and the middle is taken.
 _REACHED = {"cuda": 0.14, "metal": 0.05}
@@ -39,7 +41,7 @@ class Prediction:
     @property
     def limit(self) -> int:
         """MLX's memory limit for the run, in bytes."""
-        return int(self.live * (1 + ROOM[self.device]))
+        return int(self.live + max(self.live * ROOM[self.device], ROOM_AT_LEAST[self.device]))
 
     @property
     def peak(self) -> int:
