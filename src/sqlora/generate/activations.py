@@ -33,19 +33,32 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
     return mx.array(negative)
 
 
+def make_mask(seen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """What `attend` takes for (rows or 1, 1, new, slots), true where a query sees a key."""
+    return seen if use_numpy(dtype) else mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype))
+
+
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:
     """Scaled dot-product attention.
 
     Args:
         queries: (rows, heads, new, width); keys, values: (rows, heads or a divisor of it, slots, width).
-        mask: (rows or 1, 1, new, slots), true where a query sees a key; or "causal", where NumPy is not used.
+        mask: of make_mask; or "causal", where NumPy is not used.
     """
-    if not use_numpy(queries.dtype):
-        result: mx.array = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
-        return result
-    assert not isinstance(mask, str)
     rows, heads, new, width = queries.shape
     groups = keys.shape[1]
+    if not use_numpy(queries.dtype):
+        if isinstance(mask, str):
+            result: mx.array = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+            return result
+        # The heads that share keys are rows of one matrix, and all matrices lie at equal distances. With a mask that is
+        # an array MLX's own function would take as many operations again.
+        shared = (queries * scale).reshape(rows, groups, -1, width)
+        scores = (shared @ keys.swapaxes(-1, -2)).reshape(rows, groups, -1, new, keys.shape[2]) + mask[:, :, None]
+        weights = mx.softmax(scores, axis=-1, precise=True).reshape(rows, groups, -1, keys.shape[2])
+        mixed: mx.array = (weights @ values).reshape(rows, heads, new, width)
+        return mixed
+    assert not isinstance(mask, str)
     mx.eval(queries, keys, values, mask)
     # The heads that share keys are rows of one matrix. NumPy's BLAS takes so small a one in one thread; the BLAS that
     # MLX uses wakes all threads for each, which takes ten times as long where other programs want the cores too.

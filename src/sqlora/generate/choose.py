@@ -1,16 +1,20 @@
-"""Chooses tokens from logits, under masks that are made while the logits are being computed."""
+"""Chooses tokens from logits, under masks that are made while the step is prepared and computed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 from sqlora.mlx import mx
 
 import numpy as np
+from llguidance import LLExecutor
+from numpy.typing import NDArray
 
-from sqlora.generate.constraint import Constraint
+from sqlora.generate.constraint import Constraint, fill
 
 # Tokens with the logarithms of their probabilities.
 Choices = list[tuple[int, float]]
@@ -21,8 +25,8 @@ class Counts:
     """What decoding took; seconds are of the host and partly while the device computed.
 
     steps: of the model, without those that read prompts; decisions: tokens chosen by the model, EOS included; forced:
-    tokens that the grammar forced; prompts: seconds of reading prompts, their first choice included; masks, grammars,
-    matching: of making masks, waiting for grammars, following the answers; waiting: for the device.
+    tokens that the grammar forced; prompts: seconds of reading prompts, their first choice included; grammars, masks,
+    matching: of waiting for grammars, waiting for masks, following the answers; waiting: for the device.
     """
 
     steps: int = 0
@@ -36,27 +40,50 @@ class Counts:
     waiting: float = 0.0
 
 
-def allowed(logits: mx.array, constraints: Mapping[int, Constraint | None], counts: Counts) -> mx.array:
-    """Logits (rows, vocabulary) with minus infinity where a row's constraint lets no token pass.
+class Masks:
+    """Makes masks of the tokens that grammars let pass, on threads of its own.
 
-    Rows that are not named, and those without a constraint, stay as they are.
+    Args:
+        vocabulary: number of logits.
     """
-    mx.async_eval(logits)
-    held = {row: constraint for row, constraint in constraints.items() if constraint is not None}
-    if not held:
-        return logits
-    started = time.perf_counter()
-    for constraint in held.values():
-        constraint.start()
-    built = time.perf_counter()
-    size = logits.shape[1]
-    masks = np.full((logits.shape[0], -(-size // 32)), -1, np.int32)
-    for row, constraint in held.items():
-        constraint.fill(masks, row)
-    counts.grammars += built - started
-    counts.masks += time.perf_counter() - built
-    bits = (mx.array(masks.view(np.uint32))[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
-    return mx.where(bits.reshape(logits.shape[0], -1)[:, :size] == 1, logits, -mx.inf)
+
+    def __init__(self, vocabulary: int, counts: Counts) -> None:
+        self._vocabulary, self._counts = vocabulary, counts
+        self._thread = ThreadPoolExecutor(1)
+        self._threads = _threads()
+        self._making: Future[NDArray[np.int32]] | None = None
+
+    def begin(self, constraints: Mapping[int, Constraint | None]) -> None:
+        """Make the masks of some rows of the next logits; the constraints are not to be touched until `allowed`.
+
+        Rows that are not named, and those without a constraint, may choose any token.
+        """
+        held = {row: constraint for row, constraint in constraints.items() if constraint is not None}
+        self._making = self._thread.submit(self._make, held) if held else None
+
+    def allowed(self, logits: mx.array) -> mx.array:
+        """Logits (rows, vocabulary) with minus infinity where a row's constraint lets no token pass."""
+        mx.async_eval(logits)
+        if self._making is None:
+            return logits
+        started = time.perf_counter()
+        made = self._making.result()
+        self._making = None
+        self._counts.masks += time.perf_counter() - started
+        masks = np.full((logits.shape[0], made.shape[1]), -1, np.int32)
+        masks[: len(made)] = made
+        bits = (mx.array(masks.view(np.uint32))[:, :, None] >> mx.arange(32, dtype=mx.uint32)) & 1
+        return mx.where(bits.reshape(logits.shape[0], -1)[:, : self._vocabulary] == 1, logits, -mx.inf)
+
+    def _make(self, constraints: Mapping[int, Constraint]) -> NDArray[np.int32]:
+        masks = np.full((max(constraints) + 1, -(-self._vocabulary // 32)), -1, np.int32)
+        fill(constraints, masks, self._threads)
+        return masks
+
+
+@cache
+def _threads() -> LLExecutor:
+    return LLExecutor()
 
 
 def likeliest(logits: mx.array, counts: Counts) -> list[int]:

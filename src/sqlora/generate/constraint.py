@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer
-from llguidance.numpy import fill_next_token_bitmask
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
+from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from sqlora.errors import SqloraError
@@ -47,8 +47,9 @@ class Constraint:
         if self._matcher is None:
             return []
         tokens: list[int] = self._matcher.compute_ff_tokens()[:limit]
-        for token in tokens:
-            self.take(token)
+        if tokens:
+            # Where the answer may end, no token is forced: it is enough to look behind the last one.
+            self._take(tokens)
         return tokens
 
     def start(self) -> None:
@@ -64,15 +65,24 @@ class Constraint:
 
     def take(self, token: int) -> None:
         """Go one token on, which must be one of those that `fill` allowed and not EOS."""
+        self._take([token])
+
+    def _take(self, tokens: list[int]) -> None:
         assert self._matcher
-        if not self._matcher.consume_token(token):
-            raise ValueError(f"token {token} is not in the grammar: {self._matcher.get_error()}")
-        self.taken += 1
-        self._written += self._vocabulary.decode_bytes([token])
+        if not self._matcher.consume_tokens(tokens):
+            raise ValueError(f"tokens {tokens} are not in the grammar: {self._matcher.get_error()}")
+        self.taken += len(tokens)
+        self._written += self._vocabulary.decode_bytes(tokens)
         if self._written.endswith(_AND):
             self._follow_and()
         if self.accepts():
             self.complete = self.taken
+
+    @property
+    def matcher(self) -> LLMatcher:
+        """llguidance's own; only once the grammar is there."""
+        assert self._matcher
+        return self._matcher
 
     def accepts(self) -> bool:
         """Whether the answer may end here."""
@@ -123,3 +133,12 @@ class Constraint:
                 next_step="Set generate.constrain to none in params.yaml, or remove the table from the source.",
             )
         return matcher
+
+
+def fill(constraints: Mapping[int, Constraint], masks: Mask, threads: LLExecutor) -> None:
+    """`Constraint.fill` for many rows at once, on several threads and without Python's lock."""
+    matchers = []
+    for row, constraint in constraints.items():
+        constraint.start()
+        matchers.append((constraint.matcher, row))
+    fill_next_token_bitmask_par(threads, matchers, masks)

@@ -47,6 +47,13 @@ class Engine:
         self._model = model
         self._head = model.lm_head if "lm_head" in model else model.model.embed_tokens.as_linear
         self._caches = [LayerCache(rows) for _ in model.model.layers]
+        self._heads: int = model.model.layers[0].self_attn.n_kv_heads
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits."""
+        count: int = self._model.args.vocab_size
+        return count
 
     @property
     def widest(self) -> int:
@@ -68,7 +75,8 @@ class Engine:
         for row, prompt in prompts.items():
             self.lengths[row] = len(prompt)
         self._reserve()
-        step = pack(texts, rows, np.zeros(len(rows), np.int32), width, count)
+        slots = self._caches[0].slots
+        step = pack(texts, rows, np.zeros(len(rows), np.int32), width, count, self._heads, slots)
         return self._logits(step, fresh=True)
 
     def advance(self, chunks: Mapping[int, Sequence[int]]) -> mx.array:
@@ -80,10 +88,12 @@ class Engine:
         longest = max(map(len, chunks.values()))
         width = next(width for width in self.shapes.widths if width >= longest)
         count = _rounded(sum(map(len, chunks.values())), self.shapes.tokens)
-        step = pack([chunks.get(row, ()) for row in range(self.rows)], range(self.rows), self.lengths, width, count)
+        start = self.lengths.copy()
         for row, chunk in chunks.items():
             self.lengths[row] += len(chunk)
         self._reserve()
+        texts, slots = [chunks.get(row, ()) for row in range(self.rows)], self._caches[0].slots
+        step = pack(texts, range(self.rows), start, width, count, self._heads, slots)
         return self._logits(step, fresh=False)
 
     def reorder(self, sources: NDArray[np.int32]) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sqlora.mlx import mx
 
 from sqlora.generate.answer import Answer, Job
-from sqlora.generate.choose import Counts, allowed, likeliest
+from sqlora.generate.choose import Counts, Masks, likeliest
 from sqlora.generate.engine import Engine
 
 
@@ -29,6 +29,7 @@ class Greedy:
         self._started: deque[Answer] = deque()  # their grammars are being built
         self._active: dict[int, Answer] = {}
         self._free = deque(range(engine.rows))
+        self._masks = Masks(engine.vocabulary, counts)
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Answer]:
         """Yield the answers as they finish."""
@@ -77,23 +78,27 @@ class Greedy:
             row = self._free.popleft()
             entering[row], prompts[row] = answer, [*answer.job.prompt, *answer.tokens]
         if prompts:
-            logits = self._engine.read_prompts(prompts)
-            self._choose(logits, dict(enumerate(entering.values())))
+            answers = dict(enumerate(entering.values()))
+            self._begin(answers)
+            self._choose(self._engine.read_prompts(prompts), answers)
             self._active |= entering
 
     def _step(self) -> None:
-        widest, ready = self._engine.widest, {}
+        widest = self._engine.widest
+        ready = {row: answer for row, answer in self._active.items() if len(answer.pending) <= widest}
+        self._begin(ready)
         logits = self._engine.advance({row: answer.pending[:widest] for row, answer in self._active.items()})
-        for row, answer in self._active.items():
+        for answer in self._active.values():
             answer.pending = answer.pending[widest:]
-            if not answer.pending:
-                ready[row] = answer
         self._choose(logits, ready)
         self._counts.steps += 1
 
+    def _begin(self, answers: Mapping[int, Answer]) -> None:
+        """Make the masks of rows that are at a choice, while the step is prepared and computed."""
+        self._masks.begin({row: answer.constraint for row, answer in answers.items()})
+
     def _choose(self, logits: mx.array, answers: Mapping[int, Answer]) -> None:
-        masked = allowed(logits, {row: answer.constraint for row, answer in answers.items()}, self._counts)
-        chosen = likeliest(masked, self._counts)
+        chosen = likeliest(self._masks.allowed(logits), self._counts)
         started = time.perf_counter()
         for row, answer in answers.items():
             token = chosen[row]

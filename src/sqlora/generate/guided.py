@@ -16,7 +16,7 @@ from sqlora.mlx import mx
 import numpy as np
 
 from sqlora.generate.answer import Answer, Job
-from sqlora.generate.choose import Choices, Counts, allowed, likeliest_few
+from sqlora.generate.choose import Choices, Counts, Masks, likeliest_few
 from sqlora.generate.engine import Engine
 
 
@@ -54,6 +54,7 @@ class Guided:
     ) -> None:
         self._engine, self._eos, self._limit, self._counts = engine, eos, limit, counts
         self._candidates, self._passes = candidates, passes
+        self._masks = Masks(engine.vocabulary, counts)
         self._waiting: deque[Job] = deque()
         self._beams: list[Beam] = []
         self._free = deque(range(0, engine.rows - candidates + 1, candidates))
@@ -88,8 +89,9 @@ class Guided:
             beams.append(Beam(row, {row: answer}))
             prompts[row] = [*answer.job.prompt, *answer.tokens]
         if prompts:
-            logits = self._engine.read_prompts(prompts)
-            self._look(logits, dict(enumerate(beam.live[beam.row] for beam in beams)), beams, list(prompts))
+            ready = dict(enumerate(beam.live[beam.row] for beam in beams))
+            self._begin(ready)
+            self._look(self._engine.read_prompts(prompts), ready, beams, list(prompts))
             self._beams += beams
             yield from self._settle()
 
@@ -105,12 +107,16 @@ class Guided:
     def _step(self) -> None:
         widest = self._engine.widest
         pending = {row: answer for beam in self._beams for row, answer in beam.live.items() if answer.pending}
+        ready = {row: answer for row, answer in pending.items() if len(answer.pending) <= widest}
+        self._begin(ready)
         logits = self._engine.advance({row: answer.pending[:widest] for row, answer in pending.items()})
         for answer in pending.values():
             answer.pending = answer.pending[widest:]
-        ready = {row: answer for row, answer in pending.items() if not answer.pending}
         self._look(logits, ready, self._beams, None)
         self._counts.steps += 1
+
+    def _begin(self, answers: Mapping[int, Answer]) -> None:
+        self._masks.begin({row: answer.constraint for row, answer in answers.items()})
 
     def _look(self, logits: mx.array, ready: Mapping[int, Answer], beams: list[Beam], rows: list[int] | None) -> None:
         """Note how candidates may go on, and let those beams go on whose candidates are all at a choice.
@@ -118,8 +124,7 @@ class Guided:
         Args:
             ready: row of the logits -> candidate; rows: the rows of the engine that these are, if not the same.
         """
-        masked = allowed(logits, {row: answer.constraint for row, answer in ready.items()}, self._counts)
-        few = likeliest_few(masked, self._candidates, self._counts)
+        few = likeliest_few(self._masks.allowed(logits), self._candidates, self._counts)
         started = time.perf_counter()
         noted = {rows[place] if rows else place: few[place] for place in ready}
         self._counts.decisions += len(noted)

@@ -28,8 +28,10 @@ from sqlora.sql.parse import parse_sql
 from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.form import AGGREGATES, Schema
 
-# In batches. A block ends with a batch that is not full, and one that was killed begins anew.
-_BLOCK = 16
+# A block is computed as a whole, by one rank and from its beginning, so that the answers are the same bits however many
+# ranks there are and wherever a run was killed. It ends with batches that are not full, so there are to be few blocks:
+# of so many batches; but, where there is a batch for each, so many that several ranks have something to do.
+_BLOCK, _SHARED = 8, 4
 
 
 class Question(Schema, Protocol):
@@ -71,16 +73,18 @@ def generate(
     """
     prompts = [tokenizer.encode_prompt(question.prompt) for question in questions]
     # Prompts of like length are read together with little padding.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))[group.rank :: group.size]
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    number = blocks_of(len(order), params)
+    mine = [(block, order[block::number]) for block in range(group.rank, number, group.size)]
     counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
     vocabulary = make_vocabulary(tokenizer, model.args.vocab_size) if params.constrain != "none" else None
     with ExitStack() as stack:
-        bar = stack.enter_context(progress(label, total=len(order), unit="question")) if label else None
+        count = sum(len(indices) for _, indices in mine)
+        bar = stack.enter_context(progress(label, total=count, unit="question")) if label else None
         workers = stack.enter_context(ThreadPoolExecutor(1))
         guided = database is not None and (params.execution_guided or 1) > 1
         runner = stack.enter_context(open_database(database)) if database and guided else None
-        for block, start in enumerate(range(0, len(order), _BLOCK * params.batch_size)):
-            indices = order[start : start + _BLOCK * params.batch_size]
+        for block, indices in mine:
             done = saved.read(block, indices)
             if done is None:
                 done = {}
@@ -101,6 +105,12 @@ def generate(
     every = {index: Completion(*record) for part in group.gather(rows) for index, *record in part}
     saved.drop()
     return [every[index] for index in range(len(prompts))]
+
+
+def blocks_of(count: int, params: GenerateParams) -> int:
+    """Into how many blocks so many questions are divided, each of which has some of every length."""
+    together = max(1, params.batch_size // (params.execution_guided or 1))
+    return max(-(-count // (_BLOCK * together)), min(_SHARED, -(-count // together)))
 
 
 def shapes() -> Shapes:

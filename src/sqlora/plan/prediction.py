@@ -9,9 +9,9 @@ from dataclasses import dataclass
 ROOM = {"cpu": 0.1, "cuda": 0.3, "metal": 0.1}
 # And bytes that they may take in any case: small runs issue as many operations ahead as large ones.
 ROOM_AT_LEAST = {"cpu": 0, "cuda": 1_300_000_000, "metal": 0}
-# Where a GPU's peak lies, as a share above the live memory. The H200 reached limits of 9.5 to 10.5 GB and passed them
-# by up to 5%, but small runs stay below; Metal is not measured, and the middle is taken.
-_REACHED = {"cuda": 0.14, "metal": 0.05}
+# How much of that room a GPU's peak takes. On an H100 it was 0.44 to 1.04 (docs/benchmarks.md); Metal is not measured,
+# and the middle is taken.
+_REACHED = {"cuda": 0.75, "metal": 0.5}
 
 # Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
 # 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
@@ -47,7 +47,7 @@ class Prediction:
     def peak(self) -> int:
         """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
         if self.device != "cpu":
-            return int(self.live * (1 + _REACHED[self.device]))
+            return int(self.live + (self.limit - self.live) * _REACHED[self.device])
         # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
         # to as much again (measured: 0.5 to 1).
         held = max(
