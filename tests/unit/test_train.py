@@ -24,13 +24,13 @@ from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
-from sqlora.train.engine import Report
 from sqlora.train.feed import transfer
 from sqlora.train.gradients import Automatic, Written
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
 from sqlora.train.loss import Batch, make_batch
+from sqlora.train.report import Report
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper

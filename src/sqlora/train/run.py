@@ -23,11 +23,12 @@ from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
-from sqlora.train.engine import Engine, Report
+from sqlora.train.engine import Engine
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
 from sqlora.train.lora import add_lora
+from sqlora.train.report import Report
 from sqlora.train.states import key_of
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper
@@ -127,6 +128,7 @@ def train_adapter(
                 folder,
                 report=report,
                 stop=watch,
+                asked=asked,
                 group=group,
             )
             if group.rank == 0:
