@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -476,9 +477,12 @@ def test_the_best_or_the_last_adapter_is_published_and_a_run_can_end_early(model
 
 
 def fresh_start(folder: Path) -> None:
-    import shutil
-
     shutil.rmtree(folder / ".sqlora", ignore_errors=True)
+
+
+def measured(report: Report) -> tuple[object, ...]:
+    """What does not depend on the machine."""
+    return report.iteration, report.train_loss, report.valid_loss, report.learning_rate, report.gradient_norm
 
 
 @pytest.mark.parametrize(
@@ -506,11 +510,74 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
     resumed = run(model_folder, lora=lora, **settings)
     assert equal(arrays(whole), arrays(resumed))
     assert whole.step == resumed.step
-
-    def measured(report: Report) -> tuple[object, ...]:
-        return report.iteration, report.train_loss, report.valid_loss, report.learning_rate, report.gradient_norm
-
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+def test_a_run_that_was_asked_to_end_in_a_validation_goes_on_to_the_same_bits(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    settings: dict[str, Any] = {
+        "iterations": 10,
+        "report_every": 2,
+        "validate_every": 5,
+        "checkpoint_every": 4,
+        "keep": "best",
+        "count": 6,
+    }
+    lora = dataclasses.replace(LORA, dropout=0.2)
+    computed: list[int] = []
+    losses = Stepper.losses
+
+    def counting(stepper: Stepper, ready: Any) -> Any:
+        computed.append(ready.counted)
+        return losses(stepper, ready)
+
+    monkeypatch.setattr(Stepper, "losses", counting)
+    whole = run(model_folder, lora=lora, **settings)
+    assert len(computed) == 6, "each of the three validations, of steps 0, 5 and 10, has two batches"
+    fresh_start(tmp_path)
+    computed.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlora.train.interruption.Watch.__call__", lambda _: len(computed) == batch)
+        with pytest.raises(KeyboardInterrupt):
+            run(model_folder, lora=lora, **settings)
+    assert len(computed) == batch
+    newest = max((tmp_path / ".sqlora/train").glob("*/step-*"))
+    assert newest.name == f"step-{batch // 2 * 5:08d}"
+    resumed = run(model_folder, lora=lora, **settings)
+    assert equal(arrays(whole), arrays(resumed))
+    assert whole.step == resumed.step
+    assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+def test_a_full_disk_while_a_checkpoint_is_saved(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"iterations": 6, "checkpoint_every": 2, "validate_every": 3, "keep": "best"}
+    whole = arrays(run(model_folder, **settings))
+    fresh_start(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = checkpoint.save
+
+    def in_little_room(folder: Path, what: checkpoint.Checkpoint) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if what.step == 4 else before[0], before[1]))
+        try:
+            save(folder, what)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlora.train.engine.save", in_little_room)
+        with pytest.raises(SqloraError, match=r"step-00000004: .* cannot be written.*step-00000002") as it:
+            run(model_folder, **settings)
+    folder = Path(it.value.where).parent
+    assert sorted(path.name for path in folder.iterdir()) == ["lock", "step-00000002"]
+    steps: list[int] = []
+    step = Stepper.step
+    monkeypatch.setattr(Stepper, "step", lambda *arguments: (steps.append(1), step(*arguments))[1])
+    assert equal(arrays(run(model_folder, **settings)), whole)
+    assert len(steps) == 4
 
 
 def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -543,6 +610,13 @@ def test_other_inputs_start_fresh(model_folder: Path, capsys: pytest.CaptureFixt
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("empty", ["train", "valid"])
+def test_a_split_without_examples_is_an_error(model_folder: Path, empty: str) -> None:
+    splits = {"train": examples(), "valid": examples()} | {empty: []}
+    with pytest.raises(SqloraError, match=rf"the {empty} split: found no example.*split\.{empty}_size"):
+        train_adapter(model_folder, splits["train"], splits["valid"], LORA, TRAIN, report=lambda _: None)
 
 
 def test_more_layers_than_there_are_is_an_error(model_folder: Path) -> None:

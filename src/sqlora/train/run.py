@@ -70,10 +70,18 @@ def train_adapter(
     """Train an adapter for the converted model in a folder; every rank of the group calls this and gets the same.
 
     Raises:
-        SqloraError: settings that do not fit the model, no room on the disk, a loss that is not finite, another run of
-            the same inputs that goes on.
+        SqloraError: a split without examples, settings that do not fit the model, no room on the disk, a loss that is
+            not finite, another run of the same inputs that goes on.
         KeyboardInterrupt: the run was asked to end; it has saved a checkpoint.
     """
+    for split, examples in (("train", train), ("valid", valid)):
+        if not examples:
+            raise SqloraError(
+                f"the {split} split",
+                found="no example",
+                expected="at least one",
+                next_step=f"Raise split.{split}_size in params.yaml and run dvc repro.",
+            )
     base, config = load_lazily(model)
     layers = len(base.layers)
     if lora.layers > layers:
