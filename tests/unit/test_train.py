@@ -254,13 +254,25 @@ def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_p
         assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
 
 
-def test_with_and_without_stored_states_a_run_learns_the_same(model_folder: Path) -> None:
-    stored, plain = run(model_folder, iterations=8), run(model_folder, iterations=8, states_gb=0.0)
-    assert (stored.computed, stored.reused, plain.computed) == (6, 0, 0)
+def test_with_and_without_stored_states_a_run_learns_the_same(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain_read = StateStore.read
+    monkeypatch.setattr(
+        StateStore, "read", lambda store, keys, length: (read.append(len(keys)), plain_read(store, keys, length))[1]
+    )
+    stored = run(model_folder, iterations=8)
+    assert (stored.computed, stored.reused) == (6, 0)
+    assert sum(read) >= 8 * 2, "each step's inputs come from the store"
+    read.clear()
+    plain = run(model_folder, iterations=8, states_gb=0.0)
+    assert (plain.computed, plain.reused, read) == (0, 0, [])
+    assert [one.iteration for one in stored.reports] == [0, 8]
     for one, other in zip(stored.reports, plain.reports, strict=True):
-        assert one.valid_loss == pytest.approx(other.valid_loss, abs=2e-3) if one.valid_loss else True
+        assert (one.train_loss, one.valid_loss) == pytest.approx((other.train_loss, other.valid_loss), abs=2e-4)
     for name, value in arrays(stored).items():
-        assert np.allclose(value, arrays(plain)[name], atol=1e-3)
+        assert np.allclose(value, arrays(plain)[name], atol=1e-4)
 
 
 def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
@@ -438,10 +450,33 @@ def test_gradient_checkpointing_changes_nothing_but_memory(model_folder: Path, t
     assert all(np.allclose(plain[name], checkpointed[name], atol=1e-6) for name in plain)
 
 
-def test_long_gradients_are_shortened(model_folder: Path) -> None:
-    free, short = (run(model_folder, iterations=1, max_gradient_norm=norm) for norm in (None, 1e-12))
-    assert free.reports[-1].gradient_norm == short.reports[-1].gradient_norm
-    assert not equal(arrays(free), arrays(short))
+@pytest.mark.parametrize("share", [None, 0.3, 2.0])
+def test_long_gradients_are_shortened(model_folder: Path, monkeypatch: pytest.MonkeyPatch, share: float | None) -> None:
+    # What the optimizer gets: what Adam makes of it hardly depends on its length.
+    rows = examples()
+    upper = Upper(load_model(model_folder)[0], 0)
+    upper.freeze()
+    add_lora(upper, LORA, seed=1)
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind="completion")
+
+    def gradient(most: float | None) -> tuple[np.ndarray, float]:
+        stepper = Stepper(upper, LORA, dataclasses.replace(TRAIN, max_gradient_norm=most))
+        given: list[np.ndarray] = []
+        apply = stepper.optimizer.apply_gradients
+
+        def recording(gradients: dict[str, mx.array], parameters: dict[str, mx.array]) -> Any:
+            given.append(np.array(gradients["adapter"]))
+            return apply(gradients, parameters)
+
+        monkeypatch.setattr(stepper.optimizer, "apply_gradients", recording)
+        _, norm = stepper.step(transfer([batch]))
+        return given[0], norm.item()
+
+    free, length = gradient(None)
+    assert length == pytest.approx(float(np.linalg.norm(free)), rel=1e-5)
+    found, told = gradient(None if share is None else share * length)
+    assert told == length, "the norm is reported as it was"
+    assert np.allclose(found, free * (0.3 if share == 0.3 else 1), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize(
