@@ -15,36 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from train_params import train_params
 
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 
 REPOSITORY = Path(__file__).parents[2]
 LORA = LoraParams(adapter="lora", layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
-TRAIN = TrainParams(
-    batch_size=2,
-    gradient_accumulation=1,
+TRAIN = train_params(
     iterations=40,
-    optimizer="adam",
     learning_rate=1e-2,
     schedule="cosine",
     warmup=3,
-    weight_decay=0.0,
     max_gradient_norm=1.0,
-    loss="completion",
-    gradient_checkpointing=False,
     report_every=5,
     validate_every=10,
     checkpoint_every=1,  # so that many moments lie within the saving of a checkpoint
     keep="best",
-    early_stopping=None,
-    states_gb=1.0,
-    seed=3,
-    workers=1,
-    hostfile=None,
-    backend="auto",
-    force=False,
 )
 KILLS = 20
 
@@ -185,7 +172,7 @@ def test_the_trainer_ends_when_the_dvc_above_it_is_killed(model_folder: Path, tm
 def test_ctrl_c_saves_a_checkpoint_and_the_next_run_goes_on(
     model_folder: Path, tmp_path: Path, expected: bytes, number: signal.Signals
 ) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[2]); import pathlib, test_kill_train as t\n"
+    code = "import sys; sys.path[:0] = sys.argv[2], sys.argv[2] + '/..'; import pathlib, test_kill_train as t\n"
     code += "from sqlora.stage import run\n"
     code += "run(lambda: t.train(pathlib.Path(sys.argv[1]), pathlib.Path('.'), step_seconds=float(sys.argv[3])))\n"
     command = [sys.executable, "-c", code, str(model_folder), str(Path(__file__).parent)]

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlx_lm.utils import load_model
+from train_params import train_params
 
 from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
@@ -38,30 +38,7 @@ from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
 
 LORA = LoraParams(adapter="lora", layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
-TRAIN = TrainParams(
-    batch_size=2,
-    gradient_accumulation=1,
-    iterations=30,
-    optimizer="adam",
-    learning_rate=2e-2,
-    schedule="constant",
-    warmup=0,
-    weight_decay=0.0,
-    max_gradient_norm=None,
-    loss="completion",
-    gradient_checkpointing=False,
-    report_every=10,
-    validate_every=15,
-    checkpoint_every=100,
-    keep="last",
-    early_stopping=None,
-    states_gb=1.0,
-    seed=3,
-    workers=1,
-    hostfile=None,
-    backend="auto",
-    force=False,
-)
+TRAIN = train_params()
 Arrays = dict[str, np.ndarray]
 
 
@@ -284,6 +261,28 @@ def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
     assert (third.computed, third.reused) == (0, 6)
     other = run(model_folder, iterations=8, lora=dataclasses.replace(LORA, layers=1))
     assert (other.computed, other.reused) == (6, 0)
+
+
+def test_damaged_states_are_computed_again(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"iterations": 8, "learning_rate": 1e-3}
+    whole = arrays(run(model_folder, **settings))
+    (file,) = (tmp_path / ".sqlora/states").glob("*/states-0.bin")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    capsys.readouterr()
+    again = run(model_folder, **settings)
+    assert (again.computed, again.reused) == (1, 5)
+    assert "found 1 examples' states with other bytes" in capsys.readouterr().err
+    assert equal(arrays(again), whole)
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    third = run(model_folder, **settings)
+    assert (third.computed, third.reused) == (0, 6)
+    assert "warning" not in capsys.readouterr().err
+    assert equal(arrays(third), whole)
 
 
 # --- the run --------------------------------------------------------------------------------------------------------
