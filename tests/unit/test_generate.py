@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sqlora.mlx import mx, nn, tree_map
 
@@ -15,6 +16,7 @@ import pytest
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from tiny_llama import write_model
 
+from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
@@ -214,6 +216,35 @@ def test_max_tokens_closes_a_constrained_answer_behind_its_longest_query(
     assert shortened > 3
     assert whole > 0
     assert unfinished >= len(examples()), "6 tokens are no query"
+
+
+class Rank(Group):
+    """One of two ranks that run one after the other; `shares` is what each has to tell."""
+
+    def __init__(self, rank: int, shares: dict[int, Any]) -> None:
+        super().__init__()
+        self.rank, self.size, self._shares = rank, 2, shares
+
+    def gather(self, value: Any) -> list[Any]:
+        self._shares[self.rank] = value
+        return list(self._shares.values())
+
+
+def test_two_ranks_take_a_half_each_and_tell_each_other(model_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = model_that_stops(model_folder)
+    questions, shares = examples()[:5], dict[int, Any]()
+    with pytest.raises(KeyError):  # the first one to come has not heard of the other's
+        generate(model, tokenizer, questions, params(2, 12), group=Rank(0, shares))
+    got = generate(model, tokenizer, questions, params(2, 12), group=Rank(1, shares))
+    assert got == generate(model, tokenizer, questions, params(2, 12))
+    halves = [[row[0] for row in share] for share in shares.values()]
+    assert sorted(map(len, halves)) == [2, 3]
+    assert sorted(halves[0] + halves[1]) == [0, 1, 2, 3, 4]
+    alone = dict[int, Any]()
+    assert generate(model, tokenizer, [], params(2, 12), group=Rank(0, alone)) == []
+    with pytest.raises(KeyError):
+        generate(model, tokenizer, questions[:1], params(2, 12), group=Rank(1, alone))
+    assert alone[1] == [], "a rank more than there are questions"
 
 
 @pytest.mark.parametrize("constrain", ["none", "schema"])
