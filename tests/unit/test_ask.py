@@ -16,7 +16,7 @@ import pytest
 
 from sqlora.ask.answer import Reply
 from sqlora.ask.arguments import add_arguments
-from sqlora.ask.command import as_json, run
+from sqlora.ask.command import as_json, run, show
 from sqlora.ask.query import render_query
 from sqlora.ask.source import open_csv, open_sqlite, quoted
 from sqlora.errors import SqloraError
@@ -175,6 +175,19 @@ def test_tables_are_found_by_their_own_names(tmp_path: Path) -> None:
         result = source.sandbox.run('SELECT * FROM "the view"')
     reply = Reply("q", "w", "s", result.columns, result.rows)
     assert json.loads(as_json(reply, 5))["rows"] == [["inf", "00ff"]]
+    assert show(reply, 5) == "s\n  inf | 00ff"
+    assert show(Reply("q", "w", "s", ("a",), (("a\nb\x1b[2J", None),)), 5) == r"s" + "\n" + r"  a\x0ab\x1b[2J | "
+
+
+def test_a_damaged_schema_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE sound (a)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE TABLE sound (a'")
+        connection.commit()
+    with pytest.raises(SqloraError, match=r"damaged\.db"), open_sqlite(path, "sound"):
+        pass
 
 
 def test_of_a_table_that_is_too_large_to_be_handed_out_the_first_rows_count(tmp_path: Path) -> None:

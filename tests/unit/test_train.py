@@ -7,6 +7,7 @@ import json
 import math
 import resource
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mlx_lm.utils import load_model
 from train_params import train_params
 
 from sqlora.count import count_adapter_parameters, count_parameters
+from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
@@ -36,6 +38,7 @@ from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
+from sqlora.train.validation import Data, validation_losses
 
 LORA = LoraParams(adapter="lora", layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = train_params()
@@ -583,6 +586,32 @@ def test_a_run_that_was_asked_to_end_in_a_validation_goes_on_to_the_same_bits(
     assert equal(arrays(whole), arrays(resumed))
     assert whole.step == resumed.step
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
+    class Told(Group):
+        """The others ask as well, or not."""
+
+        def __init__(self, others: float) -> None:
+            super().__init__()
+            self._others = others
+
+        def totals(self, values: Sequence[float]) -> list[float]:
+            return [*values[:-1], values[-1] + self._others]
+
+    class Zero:
+        def losses(self, ready: Any) -> mx.array:
+            return mx.zeros(2)
+
+    rows = examples()
+    data = Data(rows, lambda chosen, length: tokens([rows[index] for index in chosen], length), (16,), 4)
+    for mine, others, ends in [(False, 0.0, False), (False, 1.0, True), (True, 0.0, True), (True, 1.0, True)]:
+        arguments: Any = (Zero(), data, 2, Told(others), lambda mine=mine: mine)
+        if ends:
+            with pytest.raises(Interrupted):
+                validation_losses(*arguments)
+        else:
+            assert validation_losses(*arguments) == (0.0, 0.0)
 
 
 def test_a_full_disk_while_a_checkpoint_is_saved(

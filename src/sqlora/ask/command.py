@@ -70,7 +70,7 @@ def show(reply: Reply, most: int) -> str:
         lines.append(f"failed: {reply.failure}")
     elif not reply.rows:
         lines.append("(no rows)")
-    lines += ["  " + " | ".join("" if cell is None else str(cell) for cell in row) for row in reply.rows[:most]]
+    lines += ["  " + " | ".join(map(_shown, row)) for row in reply.rows[:most]]
     if len(reply.rows) > most:
         lines.append(f"  … and {len(reply.rows) - most:,} more")
     return "\n".join(lines)
@@ -90,6 +90,12 @@ def as_json(reply: Reply, most: int) -> str:
         "error": None,
     }
     return json.dumps(record, ensure_ascii=False, allow_nan=False)
+
+
+def _shown(cell: Cell) -> str:
+    """A cell in a line of a terminal, which must neither break the line nor command the terminal."""
+    text = "" if cell is None else cell.hex() if isinstance(cell, bytes) else str(cell)
+    return "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in text)
 
 
 def _json_cell(cell: Cell) -> str | int | float | None:

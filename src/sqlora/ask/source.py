@@ -102,12 +102,20 @@ def _trial(folder: Path, table: Table) -> Path:
 
 
 def _tables(path: Path) -> list[str]:
-    with closing(sqlite3.connect(read_only_addresses(path.resolve()).journal, uri=True)) as connection:
-        found = connection.execute(
-            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite~_%' ESCAPE '~' "
-            "ORDER BY name"
-        )
-        return [str(name) for (name,) in found]
+    try:
+        with closing(sqlite3.connect(read_only_addresses(path.resolve()).journal, uri=True)) as connection:
+            found = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
+                "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+            )
+            return [str(name) for (name,) in found]
+    except sqlite3.Error as error:
+        raise SqloraError(
+            path,
+            found=f"a database that SQLite does not read ({error})",
+            expected="a sound database",
+            next_step="Check it with `sqlite3 FILE 'PRAGMA integrity_check'`.",
+        ) from None
 
 
 def _find(name: str | None, tables: list[str]) -> str | None:
