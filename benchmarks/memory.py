@@ -104,9 +104,10 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """Predict, train a few steps, and compare."""
     from sqlora.mlx import mx
 
+    from train_params import train_params
+
     from sqlora.memory import peak_memory
     from sqlora.params.lora import LoraParams
-    from sqlora.params.train import TrainParams
     from sqlora.plan.check import expect
     from sqlora.tokenizer import Encoded
     from sqlora.train.data import read_config
@@ -123,29 +124,15 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     lora = LoraParams(
         "dora" if "dora" in flags else "lora", layers, 8, 20.0, 0.1 if "drop" in flags else 0.0, ("q_proj", "v_proj")
     )
-    params = TrainParams(
+    params = train_params(
         batch_size=batch,
-        gradient_accumulation=1,
         iterations=arguments.steps,
-        optimizer="adam",
-        learning_rate=1e-5,
-        schedule="constant",
-        warmup=0,
-        weight_decay=0.0,
-        max_gradient_norm=None,
         loss="all" if "all" in flags else "completion",
         gradient_checkpointing="check" in flags,
-        report_every=10,
         validate_every=10**6,
         checkpoint_every=10**6,
         keep="best",
-        early_stopping=None,
         states_gb=0.0 if "whole" in flags else 20.0,
-        seed=1,
-        workers=1,
-        hostfile=None,
-        backend="auto",
-        force=True,
     )
     free = mx.set_memory_limit(0)
     mx.set_memory_limit(free)

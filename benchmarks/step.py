@@ -19,9 +19,9 @@ from sqlora.mlx import mx
 
 import numpy as np
 from mlx_lm.models import llama
+from train_params import train_params
 
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
@@ -107,30 +107,7 @@ def build(shape: str, batch: int, layers: int, *, compiled: bool) -> Stepper:
     upper.load()
     lora = LoraParams(adapter="lora", layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
     add_lora(upper, lora, 1)
-    params = TrainParams(
-        batch_size=batch,
-        gradient_accumulation=1,
-        iterations=1000,
-        optimizer="adam",
-        learning_rate=1e-5,
-        schedule="constant",
-        warmup=0,
-        weight_decay=0.0,
-        max_gradient_norm=None,
-        loss="all",
-        gradient_checkpointing=False,
-        report_every=10,
-        validate_every=200,
-        checkpoint_every=100,
-        keep="last",
-        early_stopping=None,
-        states_gb=20.0,
-        seed=1,
-        workers=1,
-        hostfile=None,
-        backend="auto",
-        force=True,
-    )
+    params = train_params(batch_size=batch)
     return Stepper(upper, lora, params, compiled=compiled)
 
 

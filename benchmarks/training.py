@@ -135,9 +135,10 @@ def ours(
     """The train stage's engine; `.sqlora` lies in the current folder."""
     from sqlora.mlx import mx  # noqa: F401 - first of all
 
+    from train_params import train_params
+
     from sqlora.distributed.rank import joined
     from sqlora.params.lora import LoraParams
-    from sqlora.params.train import TrainParams
     from sqlora.plan.check import expect
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
@@ -146,29 +147,11 @@ def ours(
 
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
     lora = LoraParams("lora", layers, 8, 20.0, 0.0, ("q_proj", "v_proj"))
-    params = TrainParams(
+    params = train_params(
         batch_size=batch,
-        gradient_accumulation=1,
         iterations=iterations,
-        optimizer="adam",
         learning_rate=learning_rate,
-        schedule="constant",
-        warmup=0,
-        weight_decay=0.0,
-        max_gradient_norm=None,
-        loss="all",
-        gradient_checkpointing=False,
-        report_every=10,
         validate_every=EVERY,
-        checkpoint_every=100,
-        keep="last",
-        early_stopping=None,
-        states_gb=20.0,
-        seed=1,
-        workers=1,
-        hostfile=None,
-        backend="auto",
-        force=True,
     )
     with joined() as group:
         group.barrier()

@@ -19,7 +19,8 @@ from sqlora.tokenizer import Tokenizer
 from sqlora.train.curve import curve
 from sqlora.train.data import encode, read_config
 from sqlora.train.lora import adapter_config
-from sqlora.train.run import Trained, train_adapter
+from sqlora.train.run import train_adapter
+from sqlora.train.summary import summarise
 
 
 def main(
@@ -45,38 +46,8 @@ def main(
         with publish_folder(out) as folder, publish_file(metrics) as metrics_file:
             mx.save_safetensors(str(folder / "adapters.safetensors"), trained.adapter, metadata={"format": "mlx"})
             (folder / "adapter_config.json").write_text(json.dumps(adapter_config(lora), indent=2) + "\n")
-            summary = summarise(trained) | {
-                "predicted_peak_memory_gb": round(expected.peak / 1e9, 3),
-                "trainable_parameters": trainable,
-                "total_parameters": count_parameters(config),
-            }
+            summary = summarise(trained, expected.peak, trainable, count_parameters(config))
             metrics_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-
-
-def summarise(trained: Trained) -> dict[str, object]:
-    """What results/training.json says of the run."""
-    first, last = trained.reports[0], trained.reports[-1]
-    valid = [report for report in trained.reports if report.valid_loss is not None]
-    rates = sorted(report.tokens_per_second for report in trained.reports if report.tokens_per_second is not None)
-    return {
-        "iterations": last.iteration,
-        "published_iteration": trained.step,
-        "final_train_loss": last.train_loss,
-        "first_valid_loss": first.valid_loss,
-        "best_valid_loss": min(report.valid_loss for report in valid if report.valid_loss is not None),
-        "final_valid_loss": valid[-1].valid_loss,
-        "final_valid_loss_completion": valid[-1].valid_loss_completion,
-        "final_valid_loss_all": valid[-1].valid_loss_all,
-        # The median, because the first steps are slower.
-        "tokens_per_second": rates[len(rates) // 2],
-        "peak_memory_gb": max(trained.peaks),  # of one process, the others have as much
-        "workers": len(trained.peaks),
-        "frozen_seconds": round(trained.frozen_seconds, 1),
-        "train_seconds": round(trained.train_seconds, 1),
-        "validation_seconds": round(trained.validation_seconds, 1),
-        "states_computed": trained.computed,
-        "states_reused": trained.reused,
-    }
 
 
 if __name__ == "__main__":

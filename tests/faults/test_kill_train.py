@@ -11,39 +11,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from train_params import train_params
 
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 
 REPOSITORY = Path(__file__).parents[2]
 LORA = LoraParams(adapter="lora", layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
-TRAIN = TrainParams(
-    batch_size=2,
-    gradient_accumulation=1,
+TRAIN = train_params(
     iterations=40,
-    optimizer="adam",
     learning_rate=1e-2,
     schedule="cosine",
     warmup=3,
-    weight_decay=0.0,
     max_gradient_norm=1.0,
-    loss="completion",
-    gradient_checkpointing=False,
     report_every=5,
     validate_every=10,
     checkpoint_every=1,  # so that many moments lie within the saving of a checkpoint
     keep="best",
-    early_stopping=None,
-    states_gb=1.0,
-    seed=3,
-    workers=1,
-    hostfile=None,
-    backend="auto",
-    force=False,
 )
 KILLS = 20
 
@@ -57,36 +45,58 @@ def examples(count: int) -> list[Encoded]:
     return rows
 
 
-def train(model: Path, folder: Path) -> None:
-    """In a process of its own: train and write the adapter."""
+def train(model: Path, folder: Path, *, wave_seconds: float = 0.0, step_seconds: float = 0.0) -> None:
+    """In a process of its own: train, slowly if so wanted, and write the adapter and how many states were there."""
     os.chdir(folder)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the process ends soon
     from sqlora.mlx import mx
 
+    from sqlora.train import step, upper
     from sqlora.train.run import train_adapter
 
+    slower(upper, "_through", wave_seconds)
+    slower(step.Stepper, "step", step_seconds)
+    upper.WAVE_TOKENS = 200  # a dozen waves
     trained = train_adapter(model, examples(60), examples(6), LORA, TRAIN, report=lambda _: None)
+    Path("reused").write_text(str(trained.reused))
     mx.save_safetensors("partial.safetensors", dict(sorted(trained.adapter.items())))
     os.replace("partial.safetensors", "adapter.safetensors")
 
 
-def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sqlora.train.run"])
+def slower(owner: Any, name: str, seconds: float) -> None:
+    """Let a function wait before it begins."""
+    before = getattr(owner, name)
 
-    def start(folder: Path) -> multiprocessing.process.BaseProcess:
-        folder.mkdir(exist_ok=True)
-        process = context.Process(target=train, args=(model_folder, folder))
-        process.start()
-        return process
+    def waiting(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return before(*arguments)
 
-    process = start(tmp_path / "whole")
+    setattr(owner, name, waiting)
+
+
+@pytest.fixture(scope="module")
+def expected(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The adapter of a run that nobody disturbs."""
+    process = start(model_folder, folder := tmp_path_factory.mktemp("whole"))
     process.join()
     assert process.exitcode == 0
-    expected = (tmp_path / "whole/adapter.safetensors").read_bytes()
+    assert (folder / "reused").read_text() == "0"
+    return (folder / "adapter.safetensors").read_bytes()
+
+
+def start(model: Path, folder: Path, **options: float) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sqlora.train.run"])
+    folder.mkdir(exist_ok=True)
+    process = context.Process(target=train, args=(model, folder), kwargs=options)
+    process.start()
+    return process
+
+
+def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path, expected: bytes) -> None:
     rng, folder, moments = random.Random(5), tmp_path / "killed", set()
     for kill in range(KILLS):
-        process = start(folder)
+        process = start(model_folder, folder)
         # Some kills fall into the frozen pass, the others within the next few steps and their checkpoints.
         before, more = newest(folder), rng.randrange(3)
         while process.is_alive():
@@ -100,11 +110,31 @@ def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path) -> 
         if (folder / "adapter.safetensors").exists():  # it was through
             assert (folder / "adapter.safetensors").read_bytes() == expected
             shutil.rmtree(folder)
-    process = start(folder)
+    process = start(model_folder, folder)
     process.join()
     assert process.exitcode == 0
     assert (folder / "adapter.safetensors").read_bytes() == expected
     assert len(moments) > 8, moments
+
+
+def test_killed_between_the_waves_of_the_frozen_pass(model_folder: Path, tmp_path: Path, expected: bytes) -> None:
+    process = start(model_folder, tmp_path, wave_seconds=0.3)
+    while not (there := settled(tmp_path)) and process.is_alive():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    there = settled(tmp_path)
+    assert 0 < there < 66
+    process = start(model_folder, tmp_path)
+    process.join()
+    assert process.exitcode == 0
+    assert int((tmp_path / "reused").read_text()) == there
+    assert (tmp_path / "adapter.safetensors").read_bytes() == expected
+
+
+def settled(folder: Path) -> int:
+    """The number of examples whose states are in an index."""
+    return sum(path.read_text().count("\n") for path in folder.glob(".sqlora/states/*/index-*"))
 
 
 def newest(folder: Path) -> int:
@@ -140,21 +170,20 @@ def test_the_trainer_ends_when_the_dvc_above_it_is_killed(model_folder: Path, tm
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_a_checkpoint_and_the_next_run_goes_on(
-    model_folder: Path, tmp_path: Path, number: signal.Signals
+    model_folder: Path, tmp_path: Path, expected: bytes, number: signal.Signals
 ) -> None:
-    code = "import sys; sys.path.insert(0, sys.argv[2]); import pathlib, test_kill_train as t\n"
-    code += "t.train(pathlib.Path(sys.argv[1]), pathlib.Path('.'))\n"
+    code = "import sys; sys.path[:0] = sys.argv[2], sys.argv[2] + '/..'; import pathlib, test_kill_train as t\n"
+    code += "from sqlora.stage import run\n"
+    code += "run(lambda: t.train(pathlib.Path(sys.argv[1]), pathlib.Path('.'), step_seconds=float(sys.argv[3])))\n"
     command = [sys.executable, "-c", code, str(model_folder), str(Path(__file__).parent)]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
-    while not list(tmp_path.rglob("step-*")) and process.poll() is None:
+    # A second a step: the run is not through before the signal comes.
+    process = subprocess.Popen([*command, "1"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    while not newest(tmp_path) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
-    process.wait()
-    if process.returncode == 0:
-        pytest.skip("the run was through before the signal came")
-    (latest,) = sorted(tmp_path.rglob("step-*/manifest.json"))[-1:]
+    assert process.wait() == 130
+    assert 0 < newest(tmp_path) < TRAIN.iterations
     assert not (tmp_path / "adapter.safetensors").exists()
-    done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+    done = subprocess.run([*command, "0"], cwd=tmp_path, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "adapter.safetensors").exists()
-    assert latest
+    assert (tmp_path / "adapter.safetensors").read_bytes() == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,17 @@ def test_two_workers_give_what_one_gives_and_each_computes_half_of_the_states(
     assert by_part[0] | by_part[1] == everything
     assert project.summary()["states_computed"] == len(everything) == 27
     assert list(project.folder.glob(".sqlora/ranks/*")) == []
+    # A bit of one rank's states flips: whoever looks at them, one rank computes them anew, and all read these.
+    adapter = project.adapter()
+    (states,) = project.folder.glob(".sqlora/states/*/states-1.bin")
+    content = bytearray(states.read_bytes())
+    content[len(content) // 2] ^= 4
+    states.write_bytes(content)
+    for run in project.folder.glob(".sqlora/train/*"):
+        shutil.rmtree(run)
+    project.run(**SETTINGS, gradient_accumulation=2, batch_size=3, workers=2)
+    assert [project.summary()[name] for name in ("states_computed", "states_reused")] == [1, 26]
+    assert np.array_equal(project.adapter(), adapter)
 
 
 def test_a_hostfile_and_ranks_without_rows_change_nothing(model_folder: Path, tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from sqlora.ask.answer import Reply
 from sqlora.ask.arguments import add_arguments
-from sqlora.ask.command import run
+from sqlora.ask.command import as_json, run, show
 from sqlora.ask.query import render_query
-from sqlora.ask.source import open_csv, open_sqlite
+from sqlora.ask.source import open_csv, open_sqlite, quoted
 from sqlora.errors import SqloraError
 from sqlora.wikisql.form import LogicalForm
 
@@ -74,7 +75,10 @@ def test_questions_one_after_another(
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"who?\n{long}\nwhen?\n\nnot read\n"))
     assert run(arguments("--interactive", "--csv", csv, "--model", model_folder, "--base", "--json")) == 0
     output = capsys.readouterr()
-    assert [json.loads(line)["question"] for line in output.out.splitlines()] == ["who?", "when?"]
+    lines = [json.loads(line) for line in output.out.splitlines()]
+    assert [line["question"] for line in lines] == ["who?", long.strip(), "when?"]
+    assert [line["error"] is None for line in lines] == [True, False, True]
+    assert "Shorten the question" in lines[1]["error"]
     assert "Shorten the question" in output.err
 
 
@@ -105,6 +109,7 @@ def test_what_cannot_be_asked_is_an_error(model_folder: Path, csv: Path, databas
         (("why " * 40_000, "--csv", csv), "Shorten the question"),
         (("x", "--interactive", "--csv", csv), "a question and --interactive"),
         (("--csv", csv), "no question"),
+        (("x", "--csv", csv, "--table", "t"), "--table t and a CSV file"),
     ]:
         with pytest.raises(SqloraError, match=message):
             run(arguments(*options, "--model", model_folder, "--base"))
@@ -112,6 +117,99 @@ def test_what_cannot_be_asked_is_an_error(model_folder: Path, csv: Path, databas
         run(arguments("x", "--csv", csv, "--model", model_folder, "--adapter", tmp_path / "adapter"))
     with pytest.raises(SqloraError, match="Run dvc repro convert"):
         run(arguments("x", "--csv", csv, "--model", tmp_path / "model", "--base"))
+
+
+def test_ctrl_c_ends_the_questions_quietly(
+    model_folder: Path, csv: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sqlora.ask.command._next_question", interrupted)
+    assert run(arguments("--interactive", "--csv", csv, "--model", model_folder, "--base")) == 130
+    assert "error" not in capsys.readouterr().err
+
+
+def test_an_error_is_json_too_where_that_was_asked_for(
+    model_folder: Path, csv: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for question, options in [
+        ("x", ("--csv", tmp_path / "gone.csv", "--base")),
+        ("x", ("--csv", csv, "--adapter", tmp_path / "adapter")),
+        ("why " * 40_000, ("--csv", csv, "--base")),
+        ("bad \udcff byte", ("--csv", csv, "--base")),
+    ]:
+        with pytest.raises(SqloraError) as error:
+            run(arguments(question, *options, "--model", model_folder, "--json"))
+        assert json.loads(capsys.readouterr().out) == {"question": question, "error": str(error.value)}
+    with pytest.raises(SystemExit):
+        arguments("x", "--csv", csv, "--rows", "-1")
+
+
+@pytest.mark.parametrize("name", ["---.csv", ".csv", "sqlite_stat.csv", "Ελλάδα 2.CSV", 'it\'s "x".csv', "7"])
+def test_any_name_of_a_file_will_do(
+    model_folder: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text("\ufeffa;b, c\nx;1\n", encoding="utf-8")
+    assert run(arguments("x?", "--csv", tmp_path / name, "--model", model_folder, "--base", "--json")) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert reply["sql"]
+    with open_csv(tmp_path / name) as source:
+        assert source.table.header == ("a", "b, c")
+        assert source.sandbox.run(f"SELECT * FROM {quoted(source.name)}").rows == (("x", 1),)
+
+
+def test_tables_are_found_by_their_own_names(tmp_path: Path) -> None:
+    path = tmp_path / "names.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for name in ("sqliteXy", "É", "Case"):
+            connection.execute(f'CREATE TABLE "{name}" (a)')
+            connection.execute(f'INSERT INTO "{name}" VALUES (9e999)')
+        connection.execute('CREATE VIEW "the view" AS SELECT a AS "b ""c""", x\'00ff\' AS d FROM "Case"')
+    for asked, found in [("sqliteXy", "sqliteXy"), ("é", "É"), ("CASE", "Case"), ("THE view", "the view")]:
+        with open_sqlite(path, asked) as source:
+            assert source.name == source.table.id == found
+    with open_sqlite(path, "the view") as source:
+        assert source.table.header == ('b "c"', "d")
+        assert source.table.types == ("real", "text")
+        result = source.sandbox.run('SELECT * FROM "the view"')
+    reply = Reply("q", "w", "s", result.columns, result.rows)
+    assert json.loads(as_json(reply, 5))["rows"] == [["inf", "00ff"]]
+    assert show(reply, 5) == "s\n  inf | 00ff"
+    assert show(Reply("q", "w", "s", ("a",), (("a\nb\x1b[2J", None),)), 5) == r"s" + "\n" + r"  a\x0ab\x1b[2J | "
+
+
+def test_a_damaged_schema_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "damaged.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE sound (a)")
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = 'CREATE TABLE sound (a'")
+        connection.commit()
+    with pytest.raises(SqloraError, match=r"damaged\.db"), open_sqlite(path, "sound"):
+        pass
+
+
+def test_of_a_table_that_is_too_large_to_be_handed_out_the_first_rows_count(tmp_path: Path) -> None:
+    path = tmp_path / "large.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (a, b)")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", (("x" * 1000, number) for number in range(20_000)))
+    with open_sqlite(path, None) as source:
+        assert source.table.types == ("text", "real")
+        assert len(source.table.rows) == 10_000
+        query = render_query(LogicalForm(1, 1, ()), source.table, source.name)
+        assert source.sandbox.run(query).rows == ((19_999,),), "the query is run on all of them"
+
+
+def test_letters_other_than_english_ones_compare_whatever_their_case(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("Name,n\nÉmile,1\nÉMILE,2\nStraße,3\nJosé D'Ávila,4\n", encoding="utf-8")
+    with open_csv(tmp_path / "t.csv") as source:
+        for value, expected in [("émile", [1, 2]), ("STRAßE", [3]), ("josé d'ávila", [4]), ("ñ", []), ("x", [])]:
+            query = render_query(LogicalForm(1, 0, ((0, 0, value),)), source.table, source.name)
+            assert [row[0] for row in source.sandbox.run(query).rows] == expected, query
+        query = render_query(LogicalForm(1, 0, ((1, 2, float("inf")),)), source.table, source.name)
+        assert len(source.sandbox.run(query).rows) == 4
 
 
 def test_the_database_stays_as_it_is(model_folder: Path, database: Path) -> None:

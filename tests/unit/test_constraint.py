@@ -13,11 +13,12 @@ import mistral_common
 import numpy as np
 import pytest
 import tokenizers
-from llguidance import LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from tiny_model import tokenizer_bytes
 
 from sqlora.convert.tokenizer import convert_tokenizer
 from sqlora.generate.constraint import Constraint
+from sqlora.generate.grammar import beginning
 from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.sql.parse import parse_sql
 from sqlora.text import Example
@@ -241,6 +242,27 @@ def allowed(case: Case, constraint: Constraint) -> list[int]:
     masks = np.zeros((1, -(-size // 32)), np.int32)
     constraint.fill(masks, 0)
     return [int(token) for token in np.flatnonzero(np.unpackbits(masks.view(np.uint8), bitorder="little"))]
+
+
+@pytest.mark.parametrize("question", ["x" * 998 + "' and", "", "?", "' ", "x" * 2000, "a\n' or\tb"])
+def test_any_question_makes_a_grammar(question: str) -> None:
+    table = Example("1", question, ("a", "b"), ("text", "real"), LogicalForm(0, 0, ()))
+    assert not LLMatcher.validate_grammar(LLMatcher.grammar_from_lark(beginning(table, question)))
+
+
+@pytest.mark.parametrize(
+    ("question", "numbers"),
+    [
+        ("games 3,4 and 12,345", {"34", "3", "4", "12345"}),
+        ("42,308.5,", {"42308.5"}),
+        ("2005-06", {"2005", "-06", "-6", "06", "6"}),
+        (".75", {"0.75"}),
+    ],
+)
+def test_numbers_of_a_question(question: str, numbers: set[str]) -> None:
+    table = Example("1", question, ("a",), ("real",), LogicalForm(0, 0, ()))
+    (line,) = [line for line in beginning(table, question).splitlines() if line.startswith("NUMBER: ")]
+    assert set(line.removeprefix("NUMBER: ").replace('"', "").split(" | ")) == numbers
 
 
 def test_a_copy_goes_its_own_way(case: Case, workers: ThreadPoolExecutor) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sqlora.mlx import mx, nn, tree_map
 
@@ -13,6 +16,8 @@ import pytest
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from tiny_llama import write_model
 
+from sqlora.distributed.group import Group
+from sqlora.errors import SqloraError
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint
@@ -108,9 +113,21 @@ def test_max_tokens_ends_a_row_without_calling_it_stopped(model_folder: Path) ->
         assert completion.tokens == 3 if not completion.stopped else completion.tokens < 3
 
 
+@pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("shapes", [CPU_SHAPES, GPU_SHAPES, Shapes((1, 2), 1, 1, 1, 50)])
-def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(model_folder: Path, shapes: Shapes) -> None:
-    model, _ = load_base(model_folder)
+def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
+    model_folder: Path, tmp_path: Path, shapes: Shapes, window: int | None
+) -> None:
+    folder = model_folder
+    if window:
+        folder = tmp_path / "windowed"
+        shutil.copytree(model_folder, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"] * 2}
+        config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
+        (folder / "config.json").write_text(json.dumps(config))
+    model, _ = load_base(folder)
+    assert [layer.use_sliding for layer in model.layers] == [bool(window), False, bool(window)]
     rng = np.random.default_rng(1)
     engine = Engine(model, 4, shapes)
     texts: dict[int, list[int]] = {}
@@ -199,6 +216,76 @@ def test_max_tokens_closes_a_constrained_answer_behind_its_longest_query(
     assert shortened > 3
     assert whole > 0
     assert unfinished >= len(examples()), "6 tokens are no query"
+
+
+class Rank(Group):
+    """One of two ranks that run one after the other; `shares` is what each has to tell."""
+
+    def __init__(self, rank: int, shares: dict[int, Any]) -> None:
+        super().__init__()
+        self.rank, self.size, self._shares = rank, 2, shares
+
+    def gather(self, value: Any) -> list[Any]:
+        self._shares[self.rank] = value
+        return list(self._shares.values())
+
+
+def test_two_ranks_take_a_half_each_and_tell_each_other(model_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = model_that_stops(model_folder)
+    questions, shares = examples()[:5], dict[int, Any]()
+    with pytest.raises(KeyError):  # the first one to come has not heard of the other's
+        generate(model, tokenizer, questions, params(2, 12), group=Rank(0, shares))
+    got = generate(model, tokenizer, questions, params(2, 12), group=Rank(1, shares))
+    assert got == generate(model, tokenizer, questions, params(2, 12))
+    halves = [[row[0] for row in share] for share in shares.values()]
+    assert sorted(map(len, halves)) == [2, 3]
+    assert sorted(halves[0] + halves[1]) == [0, 1, 2, 3, 4]
+    alone = dict[int, Any]()
+    assert generate(model, tokenizer, [], params(2, 12), group=Rank(0, alone)) == []
+    with pytest.raises(KeyError):
+        generate(model, tokenizer, questions[:1], params(2, 12), group=Rank(1, alone))
+    assert alone[1] == [], "a rank more than there are questions"
+
+
+@pytest.mark.parametrize("constrain", ["none", "schema"])
+def test_beams_side_by_side_give_what_each_gives_alone(model_folder: Path, tmp_path: Path, constrain: str) -> None:
+    model, tokenizer = model_that_stops(model_folder)
+    tables = [Table(e.id, e.header, e.types, (("x",) * len(e.header),)) for e in examples()]
+    build_database(tmp_path / "tables.db", tables)
+    questions = [replace(example, question=text + example.question) for text in ("", "and ") for example in examples()]
+    settings = replace(params(10, 24, constrain), execution_guided=3)  # three beams at a time, then others take rows
+    got = generate(model, tokenizer, questions, settings, database=tmp_path / "tables.db")
+    alone = [
+        generate(model, tokenizer, [question], settings, database=tmp_path / "tables.db")[0] for question in questions
+    ]
+    assert got == alone
+    greedy = generate(model, tokenizer, questions, params(10, 24, constrain))
+    assert [one.completion for one in got] != [one.completion for one in greedy], "a beam makes a difference"
+
+
+@pytest.mark.parametrize("constrain", ["none", "schema+question"])
+@pytest.mark.parametrize("candidates", [None, 3])
+def test_one_token_is_a_limit_like_any_other(
+    model_folder: Path, tmp_path: Path, constrain: str, candidates: int | None
+) -> None:
+    model, tokenizer = load_base(model_folder)[0], Tokenizer(model_folder)
+    build_database(tmp_path / "tables.db", [Table(e.id, e.header, e.types, ()) for e in examples()])
+    settings = replace(params(16, 1, constrain), execution_guided=candidates)
+    for done in generate(model, tokenizer, examples(), settings, database=tmp_path / "tables.db"):
+        assert (done.tokens, done.stopped, done.closed) == (1, False, False)
+
+
+@pytest.mark.parametrize("constrain", ["none", "schema"])
+@pytest.mark.parametrize("candidates", [None, 3])
+def test_a_model_that_gives_no_numbers_is_an_error(
+    model_folder: Path, tmp_path: Path, candidates: int | None, constrain: str
+) -> None:
+    model, tokenizer = load_base(model_folder)[0], Tokenizer(model_folder)
+    model.model.norm.weight = model.model.norm.weight * mx.array(float("nan"))
+    build_database(tmp_path / "tables.db", [Table(e.id, e.header, e.types, ()) for e in examples()])
+    settings = replace(params(4, 30, constrain), execution_guided=candidates)
+    with pytest.raises(SqloraError, match="expected finite logits"):
+        generate(model, tokenizer, examples(), settings, database=tmp_path / "tables.db")
 
 
 class Watched(Guided):

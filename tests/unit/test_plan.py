@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from contract import ROOT
 from mlx_lm.models import llama
+from train_params import train_params
 
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.plan import check, machine
 from sqlora.plan.check import expect
 from sqlora.plan.command import run
@@ -39,29 +39,13 @@ from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
 
 LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
-TRAIN = TrainParams(
+TRAIN = train_params(
     batch_size=4,
-    gradient_accumulation=1,
     iterations=40,
-    optimizer="adam",
     learning_rate=1e-3,
-    schedule="constant",
-    warmup=0,
-    weight_decay=0.0,
-    max_gradient_norm=None,
-    loss="completion",
-    gradient_checkpointing=False,
-    report_every=10,
     validate_every=20,
-    checkpoint_every=100,
     keep="best",
-    early_stopping=None,
-    states_gb=1.0,
     seed=1,
-    workers=1,
-    hostfile=None,
-    backend="auto",
-    force=False,
 )
 CONFIG = {
     "model_type": "llama",

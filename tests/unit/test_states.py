@@ -60,6 +60,53 @@ def test_after_a_crash_the_unfinished_part_is_gone_and_the_rest_is_whole(tmp_pat
     assert np.array_equal(last.read(["c"], 2)[0], states(4, 2))
 
 
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0x80
+    path.write_bytes(content)
+
+
+def test_damaged_states_are_found_and_can_be_added_again(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5)), ("c", states(3, 2))])
+    store.settle()
+    flip(folder / "states-0.bin", 4 * 16)  # in b
+    assert store.damaged("abc") == [], "what this process computed"
+    again = StateStore(folder, 4, "float32")
+    found = again.damaged(["a", "b", "c", "unknown"])
+    assert [(one.key, one.start, one.count) for one in found] == [("b", 3, 5)]
+    assert again.damaged("abc") == [], "no example is looked at twice"
+    assert again.drop(found) == ["b"]
+    again.refresh()
+    assert ["a" in again, "b" in again, "c" in again] == [True, False, True]
+    again.add([("b", states(2, 5))])
+    again.settle()
+    again.refresh()
+    assert np.array_equal(again.read("b", 5)[0], states(2, 5))
+    last = StateStore(folder, 4, "float32")  # has both places of b
+    found = last.damaged("abc")
+    assert [one.start for one in found] == [3]
+    assert last.drop(found) == [], "the other one is sound"
+    assert np.array_equal(last.read("b", 5)[0], states(2, 5))
+
+
+@pytest.mark.parametrize("line", ["7", "{}", '["b", 3, 5]', '["b", -3, 5, 1]', '["b", null, 5, 1]', '["\x80'], ids=str)
+def test_a_damaged_index_counts_up_to_the_damage(tmp_path: Path, line: str) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3))])
+    store.settle()
+    index = folder / "index-0.jsonl"
+    index.write_bytes(index.read_bytes() + line.encode("latin-1") + b"\n")
+    again = StateStore(folder, 4, "float32")
+    assert ["a" in again, "b" in again] == [True, False]
+    assert again.damaged("a") == []
+    again.add([("b", states(2, 5))])
+    again.settle()
+    assert np.array_equal(StateStore(folder, 4, "float32").read("b", 5)[0], states(2, 5))
+
+
 def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
     one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
     one.add([("a", states(1, 3))])

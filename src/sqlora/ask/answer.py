@@ -79,11 +79,18 @@ class Asker:
         """Answer one question.
 
         Raises:
-            SqloraError: an empty question, or one that with its table exceeds the model's context.
+            SqloraError: an empty question, one that is no text, or one that with its table exceeds the model's context.
         """
         table = source.table
         if not question.strip():
             raise SqloraError("question", found="an empty one", expected="a question", next_step="Ask something.")
+        if not question.isprintable() and any("\ud800" <= char <= "\udfff" for char in question):
+            raise SqloraError(
+                "question",
+                found="bytes that are no UTF-8",
+                expected="a text in UTF-8",
+                next_step="Check the terminal's encoding.",
+            )
         asked = Asked(question, table.id, table.header, table.types)
         length = len(self._tokenizer.encode_prompt(asked.prompt))
         if length + _PARAMS.max_tokens > self._limit:

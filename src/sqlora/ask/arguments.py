@@ -17,6 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--adapter", type=Path, default=Path("artifacts/adapter"), metavar="FOLDER")
     which.add_argument("--base", action="store_true", help="without the adapter")
-    parser.add_argument("--rows", type=int, default=20, metavar="N", help="to show at most (20)")
+    parser.add_argument("--rows", type=_count, default=20, metavar="N", help="to show at most (20)")
     parser.add_argument("--interactive", action="store_true", help="read questions, a line each, until an empty one")
-    parser.add_argument("--json", action="store_true", help="print each answer as a line of JSON")
+    parser.add_argument("--json", action="store_true", help="print each answer, or error, as a line of JSON")
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is less than 0")
+    return number

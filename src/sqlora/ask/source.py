@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -16,13 +17,17 @@ from sqlora.sql.execute import build_database
 from sqlora.sql.sandbox import Cell, Sandbox, open_sandbox
 from sqlora.wikisql.layout import Table
 
-_MOST_ROWS = 100_000  # what the sandbox hands out, and what candidates are tried on
+# What candidates are tried on: as many rows as the sandbox hands out, which has limits on bytes and time as well.
+_MOST_ROWS = (100_000, 10_000, 1_000, 100, 10, 1)
 
 
 @dataclass(frozen=True)
 class Source:
-    """table: with its rows; name: in SQL; sandbox: over the user's own database, or one made of the CSV file;
-    trial: a database as `sqlora.sql.execute` reads it, on which candidates are tried."""
+    """A table to be asked about.
+
+    table: with its rows, or the first of very many; name: in SQL; sandbox: over the user's own database, or one made of
+    the CSV file; trial: a database as `sqlora.sql.execute` reads it, on which candidates are tried.
+    """
 
     table: Table
     name: str
@@ -44,9 +49,12 @@ def open_csv(path: Path) -> Iterator[Source]:
         raise found[0]
     with TemporaryDirectory() as scratch:
         database = Path(scratch) / "table.db"
-        _write(database, found.name, found.table)
+        # SQLite keeps names that begin so for itself.
+        name = "table " * (not found.name or found.name.lower().startswith("sqlite_")) + found.name
+        table = found.table if found.table.id else dataclasses.replace(found.table, id="table")
+        _write(database, name.strip(), table)
         with open_sandbox(database) as sandbox:
-            yield Source(found.table, found.name, sandbox, _trial(Path(scratch), found.table))
+            yield Source(table, name.strip(), sandbox, _trial(Path(scratch), table))
 
 
 @contextmanager
@@ -58,27 +66,29 @@ def open_sqlite(path: Path, name: str | None) -> Iterator[Source]:
     """
     with open_sandbox(path) as sandbox, TemporaryDirectory() as scratch:
         tables = _tables(path)
-        if name is None and len(tables) == 1:
-            name = tables[0]
-        if name is None or name.lower() not in (table.lower() for table in tables):
+        chosen = _find(name, tables)
+        if chosen is None:
             raise SqloraError(
                 path,
                 found=f"no table {name}" if name else f"{len(tables)} tables",
                 expected=f"one of {', '.join(tables[:20])}" if tables else "a database with a table",
                 next_step="Name it with --table." if tables else "Check the path.",
             )
-        result = sandbox.run(f"SELECT * FROM {quoted(name)} LIMIT {_MOST_ROWS}")
+        for most in _MOST_ROWS:
+            result = sandbox.run(f"SELECT * FROM {quoted(chosen)} LIMIT {most}")
+            if result.failure not in ("too_large", "timeout"):
+                break
         if result.failure or not result.rows:
             raise SqloraError(
-                f"{path}, table {name}",
+                f"{path}, table {chosen}",
                 found=f"rows that cannot be read ({result.detail})" if result.failure else "no row",
                 expected="a table with rows",
                 next_step="Ask about another table.",
             )
         rows = tuple(tuple(_plain(cell) for cell in row) for row in result.rows)
         types = tuple(_type([row[column] for row in rows]) for column in range(len(result.columns)))
-        table = Table(name, result.columns, types, rows)
-        yield Source(table, name, sandbox, _trial(Path(scratch), table))
+        table = Table(chosen, result.columns, types, rows)
+        yield Source(table, chosen, sandbox, _trial(Path(scratch), table))
 
 
 def quoted(name: str) -> str:
@@ -92,11 +102,28 @@ def _trial(folder: Path, table: Table) -> Path:
 
 
 def _tables(path: Path) -> list[str]:
-    with closing(sqlite3.connect(read_only_addresses(path.resolve()).journal, uri=True)) as connection:
-        found = connection.execute(
-            "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') AND name NOT LIKE 'sqlite_%' ORDER BY name"
-        )
-        return [str(name) for (name,) in found]
+    try:
+        with closing(sqlite3.connect(read_only_addresses(path.resolve()).journal, uri=True)) as connection:
+            found = connection.execute(
+                "SELECT name FROM sqlite_master WHERE type IN ('table', 'view') "
+                "AND name NOT LIKE 'sqlite~_%' ESCAPE '~' ORDER BY name"
+            )
+            return [str(name) for (name,) in found]
+    except sqlite3.Error as error:
+        raise SqloraError(
+            path,
+            found=f"a database that SQLite does not read ({error})",
+            expected="a sound database",
+            next_step="Check it with `sqlite3 FILE 'PRAGMA integrity_check'`.",
+        ) from None
+
+
+def _find(name: str | None, tables: list[str]) -> str | None:
+    """The table of a name, in any letter case if there is none in the same; without a name, the only one."""
+    if name is None:
+        return tables[0] if len(tables) == 1 else None
+    same = [table for table in tables if table == name] or [table for table in tables if table.lower() == name.lower()]
+    return same[0] if same else None
 
 
 def _plain(cell: Cell) -> str | int | float | None:

@@ -14,10 +14,12 @@ import numpy as np
 from llguidance import LLExecutor
 from numpy.typing import NDArray
 
+from sqlora.errors import SqloraError
 from sqlora.generate.constraint import Constraint, fill
 
 # Tokens with the logarithms of their probabilities.
 Choices = list[tuple[int, float]]
+NO_TOKEN = -1
 
 
 @dataclass
@@ -87,9 +89,11 @@ def _threads() -> LLExecutor:
 
 
 def likeliest(logits: mx.array, counts: Counts) -> list[int]:
-    """The token of each row."""
+    """The token of each row; NO_TOKEN where the logits are no numbers."""
     started = time.perf_counter()
-    chosen = np.array(mx.argmax(logits, axis=-1))
+    tokens = mx.argmax(logits, axis=-1, keepdims=True)
+    finite = mx.isfinite(mx.take_along_axis(logits, tokens, axis=-1))
+    chosen = np.array(mx.where(finite, tokens.astype(mx.int32), NO_TOKEN))[:, 0]
     counts.waiting += time.perf_counter() - started
     return [int(token) for token in chosen]
 
@@ -109,3 +113,14 @@ def likeliest_few(logits: mx.array, few: int, counts: Counts) -> list[Choices]:
     ]
     counts.waiting += time.perf_counter() - started
     return chosen
+
+
+def not_finite(found: str) -> SqloraError:
+    """The error of a model whose output is NaN or infinite, from which nothing can be chosen."""
+    return SqloraError(
+        "the model's output",
+        found=found,
+        expected="finite logits",
+        next_step="The weights are damaged or too large for their type: with convert.dtype float16 take bfloat16, else "
+        "delete artifacts/adapter and run dvc repro.",
+    )

@@ -22,6 +22,7 @@ _CHUNK = re.compile(r"\w+|[^\w\s]|\s+")
 # Behind a quote and a blank the parser takes these for the query going on.
 _KEYWORDS = frozenset(["and", "or", "order", "group", "limit", "having", "union", "intersect", "except"])
 _DIGITS = re.compile(r"-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_THOUSANDS = re.compile(r"-?\d{1,3}(,\d{3})*,?(\.\d+)?")
 # Longer questions would make the lexer's states many; no question of WikiSQL is half as long.
 _LONGEST_QUESTION = 1_000
 
@@ -54,11 +55,6 @@ def continuation(table: Schema, question: str | None, used: Collection[str]) -> 
     return "\n".join(["start: ANSWER", answer, *_conditions(table, names, question)])
 
 
-def has_continuation(table: Schema, used: Collection[str]) -> bool:
-    """Whether a column is left."""
-    return any(name not in used for name in table.header)
-
-
 def _more(left: int) -> str:
     return ' " AND"?' if left else ""
 
@@ -86,7 +82,7 @@ def _conditions(table: Schema, names: Sequence[str], question: str | None) -> li
 
 def _text(question: str | None) -> list[str]:
     """A text in quotes; with a question, one whose words stand there one after another, or an empty one."""
-    chunks = _CHUNK.findall(question.strip()[:_LONGEST_QUESTION]) if question else []
+    chunks = _CHUNK.findall(question[:_LONGEST_QUESTION].strip()) if question else []
     if not chunks:
         return [_TEXT]
     # PART3: the part of the question from its third chunk on, to the end of any chunk that is no blank.
@@ -109,7 +105,9 @@ def _number(question: str | None) -> str:
     numbers: dict[str, None] = {}
     for found in _DIGITS.findall(question or ""):
         plain = found.replace(",", "")
-        for text in (plain, plain.lstrip("-")):  # `-6` may be a minus or the end of `2005-06`
+        # `3,4` may be two numbers.
+        apart = [] if _THOUSANDS.fullmatch(found) else found.split(",")
+        for text in (plain, plain.lstrip("-"), *apart):  # `-6` may be a minus or the end of `2005-06`
             text = re.sub(r"^(-?)\.", r"\g<1>0.", text)
             short = repr(float(text)) if "." in text else re.sub(r"^(-?)0+(?=\d)", r"\1", text)
             numbers |= dict.fromkeys(number for number in (text, short) if re.fullmatch(r"-?\d+(\.\d+)?", number))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from sqlora.mlx import mx
 
 from sqlora.generate.answer import Answer, Job
-from sqlora.generate.choose import Counts, Masks, likeliest
+from sqlora.generate.choose import NO_TOKEN, Counts, Masks, likeliest, not_finite
 from sqlora.generate.engine import Engine
 
 
@@ -102,6 +102,8 @@ class Greedy:
         started = time.perf_counter()
         for row, answer in answers.items():
             token = chosen[row]
+            if token == NO_TOKEN:
+                raise not_finite("no token that is the likeliest")
             if self._teacher is not None:
                 text = self._teacher[answer.job.index]
                 token = text[len(answer.tokens)] if len(answer.tokens) < len(text) else self._eos

@@ -16,7 +16,7 @@ from sqlora.mlx import mx
 import numpy as np
 
 from sqlora.generate.answer import Answer, Job
-from sqlora.generate.choose import Choices, Counts, Masks, likeliest_few
+from sqlora.generate.choose import Choices, Counts, Masks, likeliest_few, not_finite
 from sqlora.generate.engine import Engine
 
 
@@ -144,6 +144,8 @@ class Guided:
             for token, score in beam.choices[row]
             if score > -np.inf
         ]
+        if not ways:
+            raise not_finite("no token with a probability")
         ways.sort(key=lambda way: (-way[0], way[1], way[2]))
         parents, beam.live, beam.choices = beam.live, {}, {}
         ways = ways[: self._candidates]

@@ -86,9 +86,9 @@ def drop_older(run: Path) -> None:
 
 
 def fingerprint(inputs: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """A name for a run: equal only if the inputs, the files' contents, this package and the libraries are."""
+    """A name for a run: equal only if the inputs, the files' contents, all of sqlora's code and the libraries are."""
     digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode("utf-8"))
-    for path in [*files, *sorted(Path(__file__).parent.glob("*.py"))]:
+    for path in [*files, *sorted(Path(__file__).parents[1].rglob("*.py"))]:
         with open(path, "rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
     for name in _LIBRARIES:

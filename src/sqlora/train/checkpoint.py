@@ -41,23 +41,28 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint into the run's folder and drop all but the last three.
 
     It is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last.
+
+    Raises:
+        SqloraError: it cannot be written; those before it stay as they are.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in ("adapter", "optimizer", "best"):
-        arrays: dict[str, mx.array] = getattr(checkpoint, name)
-        mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1)})
-    (partial / "record.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.record}))
-    hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
-    for path in partial.iterdir():
-        _sync(path)
-    (partial / _MANIFEST).write_text(json.dumps(hashes))
-    _sync(partial / _MANIFEST)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    _sync(folder)
+    try:
+        _write(partial, checkpoint)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(partial, target)
+        _sync(folder)
+    except (OSError, RuntimeError) as error:  # the second is MLX's
+        shutil.rmtree(partial, ignore_errors=True)
+        before = steps(folder)
+        good = f"from {before[-1].name}, the checkpoint before" if before else "from the start"
+        raise SqloraError(
+            target,
+            found=f"a checkpoint that cannot be written ({error}; {shutil.disk_usage(folder).free / 1e9:.1f} GB free)",
+            expected="room on the disk for it, and a folder that may be written",
+            next_step=f"Free some space and run dvc repro again: training goes on {good}.",
+        ) from None
     for old in steps(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -99,6 +104,20 @@ def load_together(folder: Path, group: Group) -> Checkpoint | None:
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest last."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _write(partial: Path, checkpoint: Checkpoint) -> None:
+    """A whole checkpoint in a new folder, brought to the disk."""
+    partial.mkdir(parents=True)
+    for name in ("adapter", "optimizer", "best"):
+        arrays: dict[str, mx.array] = getattr(checkpoint, name)
+        mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1)})
+    (partial / "record.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.record}))
+    hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
+    for path in partial.iterdir():
+        _sync(path)
+    (partial / _MANIFEST).write_text(json.dumps(hashes))
+    _sync(partial / _MANIFEST)
 
 
 def _problem(path: Path) -> str | None:

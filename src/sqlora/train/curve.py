@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TextIO
 
-from sqlora.train.engine import Report
+from sqlora.train.report import Report
 
 
 @contextmanager

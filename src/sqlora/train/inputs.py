@@ -24,8 +24,8 @@ from sqlora.train import checkpoint
 from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
-from sqlora.train.shared_pass import fill_together
-from sqlora.train.states import ROOT, StateStore, key_of, make_room
+from sqlora.train.shared_pass import drop_damaged_together, fill_together
+from sqlora.train.states import FORMAT, ROOT, StateStore, key_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
@@ -82,13 +82,20 @@ def prepare_inputs(
     lengths = lengths_of([*train, *valid], most_padding=FROZEN_PADDING)
     # The lengths belong to the name: padded to others, states differ in their last bits.
     name = checkpoint.fingerprint(
-        {"model": weights, "frozen": frozen, "buckets": list(lengths), "device": str(mx.default_device())}
+        {
+            "model": weights,
+            "frozen": frozen,
+            "buckets": list(lengths),
+            "device": str(mx.default_device()),
+            "format": FORMAT,
+        }
     )
     row = width * np.dtype(dtype).itemsize
     (ROOT / name).mkdir(parents=True, exist_ok=True)
     part, lock = _free_part(ROOT / name, group)
     store = StateStore(ROOT / name, width, dtype, part=part)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
+    drop_damaged_together(store, list(distinct), group)
     if group.rank == group.disk[0]:
         missing = sum(count for key, count in distinct.items() if key not in store) * row
         _make_room(ROOT / name, sum(distinct.values()) * row, missing, params.states_gb)

@@ -17,11 +17,9 @@ from sqlora.mlx import mx, nn
 from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 
-from sqlora.train.exponential import sigmoid, softmax
-
-# Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
-# cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.
-PLAIN_ATTENTION = 512
+from sqlora.train.attention import Attended, Mask, attend, attend_back
+from sqlora.train.exponential import sigmoid
+from sqlora.train.linear import product, product_back
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,6 @@ class Factors:
     dropout: float
 
 
-Mask = Any  # an array or "causal"
 Adapters = Mapping[str, Factors]
 Gradients = dict[str, tuple[mx.array, mx.array]]
 
@@ -45,16 +42,13 @@ Gradients = dict[str, tuple[mx.array, mx.array]]
 class Kept:
     """What the way back needs of one layer; T = rows x length tokens.
 
-    state: (T, width), the input; attention: what `_attend` keeps; mixed: (T, width), the attention's output; middle:
+    state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
     (T, width), the state between both halves; gate, up: (T, inner); low: of each adapted projection x @ a and the
     dropout's mask.
     """
 
     state: mx.array
-    query: mx.array
-    key: mx.array
-    value: mx.array
-    weights: mx.array | None
+    attended: Attended
     mixed: mx.array
     middle: mx.array
     gate: mx.array
@@ -117,12 +111,12 @@ class Layer:
             for name, heads in (("q_proj", self._heads), ("k_proj", self._kv_heads), ("v_proj", self._kv_heads))
         )
         query, key = self._rope(query), self._rope(key)
-        mixed, weights = _attend(query, key, value, mask, self._scale)
+        mixed, attended = attend(query, key, value, mask, self._scale)
         middle = project("o_proj", mixed, state)
         normed = self._normed(1, middle)
         gate, up = project("gate_proj", normed), project("up_proj", normed)
         out = project("down_proj", _swiglu(gate, up), middle)
-        return out, Kept(state, query, key, value, weights, mixed, middle, gate, up, low)
+        return out, Kept(state, attended, mixed, middle, gate, up, low)
 
     def backward(
         self,
@@ -165,10 +159,11 @@ class Layer:
         d_normed = back("up_proj", d_up, normed, back("gate_proj", d_gate, normed))
         middle = gradient + self._normed_back(1, between, d_normed)
         d_mixed = back("o_proj", middle, kept.mixed)
-        d_query, d_key, d_value = _attend_back(d_mixed, kept, mask, self._scale)
+        d_query, d_key, d_value = attend_back(d_mixed, kept.attended, mask, self._scale)
         # A rotation's way back does not depend on what was rotated.
         d_query, d_key = (
-            mx.vjp(self._rope, [one], [change])[1][0] for one, change in ((kept.query, d_query), (kept.key, d_key))
+            mx.vjp(self._rope, [one], [change])[1][0]
+            for one, change in ((kept.attended.query, d_query), (kept.attended.key, d_key))
         )
         rows = {"q_proj": d_query, "k_proj": d_key, "v_proj": d_value}
         normed = self._normed(0, before) if rows.keys() & adapters.keys() else d_query
@@ -207,55 +202,6 @@ def supports(blocks: list[Any]) -> bool:
     return True
 
 
-def make_mask(length: int, dtype: mx.Dtype, repeats: int, window: int | None) -> mx.array | str:
-    """Causal, and within the window if there is one.
-
-    Returns:
-        For short inputs (repeats * length, length): 0 or minus infinity for the queries of the heads that share a key;
-        "causal" for long ones, or a boolean (length, length) where the window is shorter than the input.
-    """
-    if length > PLAIN_ATTENTION and (window is None or window >= length):
-        return "causal"
-    place = mx.arange(length)
-    seen = place[:, None] >= place
-    if window is not None and window < length:
-        seen = seen & (place[:, None] < place + window)
-    if length > PLAIN_ATTENTION:
-        return seen
-    return mx.tile(mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype)), (repeats, 1))
-
-
-def product(inputs: mx.array, linear: nn.Module, add: mx.array | None = None) -> mx.array:
-    """inputs @ weight.T + add, for a plain or quantized weight."""
-    if isinstance(linear, nn.QuantizedLinear):
-        return _plus(_quantized(inputs, linear, transpose=True), add)
-    return inputs @ linear.weight.T if add is None else mx.addmm(add, inputs, linear.weight.T)
-
-
-def product_back(gradient: mx.array, linear: nn.Module, add: mx.array | None = None) -> mx.array:
-    """gradient @ weight + add: the gradient with respect to `product`'s inputs."""
-    if isinstance(linear, nn.QuantizedLinear):
-        return _plus(_quantized(gradient, linear, transpose=False), add)
-    return gradient @ linear.weight if add is None else mx.addmm(add, gradient, linear.weight)
-
-
-def _quantized(inputs: mx.array, linear: nn.QuantizedLinear, *, transpose: bool) -> mx.array:
-    return mx.quantized_matmul(
-        inputs,
-        linear.weight,
-        scales=linear.scales,
-        biases=linear.get("biases"),
-        transpose=transpose,
-        group_size=linear.group_size,
-        bits=linear.bits,
-        mode=linear.mode,
-    )
-
-
-def _plus(value: mx.array, add: mx.array | None) -> mx.array:
-    return value if add is None else add + value
-
-
 def _base(module: nn.Module) -> nn.Module:
     return module.linear if isinstance(module, LoRALinear) else module
 
@@ -264,44 +210,6 @@ def _dropout(inputs: mx.array, share: float) -> mx.array | None:
     if not share:
         return None
     return mx.random.bernoulli(1 - share, inputs.shape).astype(inputs.dtype) * (1 / (1 - share))
-
-
-def _attend(
-    query: mx.array, key: mx.array, value: mx.array, mask: Mask, scale: float
-) -> tuple[mx.array, mx.array | None]:
-    """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), attention weights."""
-    rows, heads, length, size = query.shape
-    weights = None
-    if length > PLAIN_ATTENTION:
-        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-    else:
-        # The queries that share a key stand in one matrix, so that keys need not be repeated.
-        shared = query.reshape(rows, key.shape[1], -1, size)
-        weights = softmax((shared @ key.swapaxes(-1, -2)) * scale + mask)
-        mixed = (weights @ value).reshape(rows, heads, length, size)
-    return mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1), weights
-
-
-def _attend_back(gradient: mx.array, kept: Kept, mask: Mask, scale: float) -> tuple[mx.array, mx.array, mx.array]:
-    """Gradients of query, key and value, in their shapes."""
-    rows, heads, length, size = kept.query.shape
-    gradient = gradient.reshape(rows, length, heads, size).transpose(0, 2, 1, 3)
-    if kept.weights is None:
-
-        def attend(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
-            return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
-
-        query, key, value = mx.vjp(attend, [kept.query, kept.key, kept.value], [gradient])[1]
-        return query, key, value
-    shared = (rows, kept.key.shape[1], heads // kept.key.shape[1] * length, size)
-    gradient = gradient.reshape(shared)
-    d_value = kept.weights.swapaxes(-1, -2) @ gradient
-    d_weights = gradient @ kept.value.swapaxes(-1, -2)
-    mean = (kept.weights * d_weights).sum(axis=-1, keepdims=True)
-    d_scores = kept.weights * ((d_weights - mean) * scale)
-    d_query = (d_scores @ kept.key).reshape(kept.query.shape)
-    d_key = d_scores.swapaxes(-1, -2) @ kept.query.reshape(shared)
-    return d_query, d_key, d_value
 
 
 def _plain_swiglu(gate: mx.array, up: mx.array) -> mx.array:

@@ -23,11 +23,12 @@ from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
-from sqlora.train.engine import Engine, Report
+from sqlora.train.engine import Engine
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
 from sqlora.train.lora import add_lora
+from sqlora.train.report import Report
 from sqlora.train.states import key_of
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper
@@ -69,10 +70,18 @@ def train_adapter(
     """Train an adapter for the converted model in a folder; every rank of the group calls this and gets the same.
 
     Raises:
-        SqloraError: settings that do not fit the model, no room on the disk, a loss that is not finite, another run of
-            the same inputs that goes on.
+        SqloraError: a split without examples, settings that do not fit the model, no room on the disk, a loss that is
+            not finite, another run of the same inputs that goes on.
         KeyboardInterrupt: the run was asked to end; it has saved a checkpoint.
     """
+    for split, examples in (("train", train), ("valid", valid)):
+        if not examples:
+            raise SqloraError(
+                f"the {split} split",
+                found="no example",
+                expected="at least one",
+                next_step=f"Raise split.{split}_size in params.yaml and run dvc repro.",
+            )
     base, config = load_lazily(model)
     layers = len(base.layers)
     if lora.layers > layers:
@@ -127,6 +136,7 @@ def train_adapter(
                 folder,
                 report=report,
                 stop=watch,
+                asked=asked,
                 group=group,
             )
             if group.rank == 0:

@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from sqlora.distributed.group import Group
 from sqlora.train.buckets import bucket_of
-from sqlora.train.states import StateStore, key_of
+from sqlora.train.states import Place, StateStore, key_of
 
 Fill = Callable[[Sequence[Sequence[int]]], int]
+
+
+def drop_damaged_together(store: StateStore, wanted: Sequence[str], group: Group) -> None:
+    """Let the store forget wanted states that are not what was stored, with a warning; each rank of a disk looks at a
+    share of them.
+
+    Args:
+        wanted: keys of examples, the same on all ranks of one disk.
+    """
+    group.barrier()  # every store of this disk is open and mended
+    store.refresh()
+    mine = wanted[group.disk.index(group.rank) :: len(group.disk)]
+    found = group.gather([asdict(place) for place in store.damaged(mine)])
+    lost = store.drop(Place(**place) for rank in group.disk for place in found[rank])
+    if lost:
+        print(
+            f"warning: {store.folder}: found {len(lost):,} examples' states with other bytes than were stored; they "
+            "are computed again. Check the disk.",
+            file=sys.stderr,
+        )
 
 
 def fill_together(

@@ -1,7 +1,8 @@
 """Hidden states of the frozen layers, kept on disk: what the lowest trained layer reads of each example.
 
-A store is a folder of files of states, one a process, appended to, and an index beside each. It belongs to one base
-model, one number of frozen layers and one number type; its folder's name is a fingerprint of these.
+A store is a folder of files of states, one a process, appended to, and an index beside each, with a checksum of each
+example's states. It belongs to one base model, one number of frozen layers and one number type; its folder's name is a
+fingerprint of these.
 """
 
 from __future__ import annotations
@@ -10,9 +11,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,19 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 ROOT = Path(".sqlora/states")
+FORMAT = 2  # of the files; goes up when older ones cannot be read any more
+_CHECKERS = 8  # threads: zlib leaves Python's lock
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where states of an example lie: `count` rows of a part's file, from `start` on; crc: CRC-32 of their bytes."""
+
+    key: str
+    part: int
+    start: int
+    count: int
+    crc: int
 
 
 def key_of(tokens: Sequence[int]) -> str:
@@ -43,7 +60,9 @@ class StateStore:
         self.dtype = np.dtype(dtype)
         self._part = part
         self._row = width * self.dtype.itemsize
-        self._places: dict[str, tuple[int, int, int]] = {}  # key -> part, first token, tokens
+        self._places: dict[str, list[Place]] = {}  # those to be preferred first
+        self._damaged: set[tuple[int, int]] = set()  # part, start
+        self._checked: set[str] = set()
         self._ends: dict[int, int] = {}  # part -> tokens
         self._maps: dict[int, NDArray[np.generic]] = {}
         self._settling = ThreadPoolExecutor(max_workers=1)
@@ -61,7 +80,7 @@ class StateStore:
 
         They can be read at once. They come to the disk, and then into the index, while the caller goes on: `settle`.
         """
-        lines = []
+        places = []
         with open(self._states(self._part), "ab") as file:
             start, left = divmod(file.seek(0, os.SEEK_END), self._row)
             assert (start, left) == (self._ends.get(self._part, 0), 0), "another process has added to this part"
@@ -69,12 +88,13 @@ class StateStore:
                 assert array.dtype == self.dtype
                 assert array.shape[1] == self.width
                 file.write(np.ascontiguousarray(array).data)
-                lines.append(json.dumps([key, start, len(array)]) + "\n")
-                self._places.setdefault(key, (self._part, start, len(array)))
+                places.append(Place(key, self._part, start, len(array), 0))
+                self._note(places[-1])
+                self._checked.add(key)
                 start += len(array)
         self._ends[self._part] = start
         self._maps.pop(self._part, None)
-        self._unsettled.append(self._settling.submit(self._settle, "".join(lines)))
+        self._unsettled.append(self._settling.submit(self._settle, places))
 
     def settle(self) -> None:
         """Wait until all that was added has come to the disk and into the index.
@@ -86,11 +106,12 @@ class StateStore:
             future.result()
         self._unsettled.clear()
 
-    def _settle(self, lines: str) -> None:
+    def _settle(self, places: Sequence[Place]) -> None:
         with open(self._states(self._part), "ab") as file:
             os.fsync(file.fileno())
+        lines = [json.dumps([one.key, one.start, one.count, self._crc(one)]) + "\n" for one in places]
         with open(self._index(self._part), "a", encoding="ascii") as file:
-            file.write(lines)
+            file.write("".join(lines))
             file.flush()
             os.fsync(file.fileno())
 
@@ -98,10 +119,33 @@ class StateStore:
         """See what other processes have settled."""
         self._maps = {}
         for path in sorted(self.folder.glob("index-*.jsonl")):
-            part = int(path.stem.removeprefix("index-"))
-            for key, start, count in self._entries(part):
-                self._places.setdefault(key, (part, start, count))
-                self._ends[part] = max(self._ends.get(part, 0), start + count)
+            for place in self._entries(int(path.stem.removeprefix("index-"))):
+                self._note(place)
+                self._ends[place.part] = max(self._ends.get(place.part, 0), place.start + place.count)
+
+    def damaged(self, keys: Iterable[str]) -> list[Place]:
+        """Compare stored states with their checksums; returns the places of those that differ.
+
+        Looks at what earlier processes stored and at no example twice. Where an example has states in several places,
+        one that is sound is enough.
+        """
+        keys = [key for key in keys if key in self._places and key not in self._checked]
+        with ThreadPoolExecutor(max_workers=min(_CHECKERS, os.cpu_count() or 1)) as pool:
+            found = list(chain.from_iterable(pool.map(self._unsound, keys)))
+        self._checked.update(keys)
+        return found
+
+    def drop(self, places: Iterable[Place]) -> list[str]:
+        """Forget places; returns the examples that have no other one, and are to be computed again."""
+        lost = []
+        for place in places:
+            self._damaged.add((place.part, place.start))
+            self._places[place.key] = [one for one in self._places.get(place.key, []) if one != place]
+            if not self._places[place.key]:
+                del self._places[place.key]
+                self._checked.discard(place.key)
+                lost.append(place.key)
+        return lost
 
     def read(self, keys: Sequence[str], length: int) -> NDArray[np.generic]:
         """The states of some examples, zeros behind each.
@@ -111,12 +155,35 @@ class StateStore:
         """
         batch = np.zeros((len(keys), length, self.width), dtype=self.dtype)
         for row, key in enumerate(keys):
-            part, start, count = self._places[key]
-            if part not in self._maps:
-                shape = (self._ends[part], self.width)
-                self._maps[part] = np.memmap(self._states(part), dtype=self.dtype, mode="r", shape=shape)
-            batch[row, :count] = self._maps[part][start : start + count]
+            place = self._places[key][0]
+            if place.part not in self._maps:
+                shape = (self._ends[place.part], self.width)
+                self._maps[place.part] = np.memmap(self._states(place.part), dtype=self.dtype, mode="r", shape=shape)
+            batch[row, : place.count] = self._maps[place.part][place.start : place.start + place.count]
         return batch
+
+    def _note(self, place: Place) -> None:
+        known = self._places.setdefault(place.key, [])
+        same = any((one.part, one.start) == (place.part, place.start) for one in known)
+        if not same and (place.part, place.start) not in self._damaged:
+            known.append(place)
+        if not known:
+            del self._places[place.key]
+
+    def _unsound(self, key: str) -> list[Place]:
+        """The places of an example's states before the first that is sound."""
+        found = []
+        for place in self._places[key]:
+            if self._crc(place) == place.crc:
+                break
+            found.append(place)
+        return found
+
+    def _crc(self, place: Place) -> int:
+        # Read, not mapped: the pages of a mapped file count as this process's memory.
+        with open(self._states(place.part), "rb") as file:
+            file.seek(place.start * self._row)
+            return zlib.crc32(file.read(place.count * self._row))
 
     def _states(self, part: int) -> Path:
         return self.folder / f"states-{part}.bin"
@@ -124,28 +191,27 @@ class StateStore:
     def _index(self, part: int) -> Path:
         return self.folder / f"index-{part}.jsonl"
 
-    def _entries(self, part: int) -> list[tuple[str, int, int]]:
+    def _entries(self, part: int) -> Iterator[Place]:
         """The entries of an index up to the first that a crash cut short or left without its states."""
         index, states = self._index(part), self._states(part)
         if not index.exists() or not states.exists():
-            return []
+            return
         there = states.stat().st_size // self._row
-        entries = []
-        for line in index.read_text(encoding="ascii").splitlines(keepends=True):
+        for line in index.read_text(encoding="ascii", errors="replace").splitlines(keepends=True):
             try:
-                key, start, count = json.loads(line)
-            except ValueError:
-                break
-            if not line.endswith("\n") or start + count > there:
-                break
-            entries.append((key, start, count))
-        return entries
+                key, start, count, crc = json.loads(line)
+                place = Place(str(key), part, int(start), int(count), int(crc))
+            except (ValueError, TypeError):
+                return
+            if not line.endswith("\n") or min(place.start, place.count) < 0 or place.start + place.count > there:
+                return
+            yield place
 
     def _mend(self) -> None:
         """Cut off this part's files what a killed run left unfinished, so that appending goes on at the right place."""
-        entries = self._entries(self._part)
-        end = max((start + count for _, start, count in entries), default=0)
-        text = "".join(json.dumps(list(entry)) + "\n" for entry in entries)
+        places = list(self._entries(self._part))
+        end = max((one.start + one.count for one in places), default=0)
+        text = "".join(json.dumps([one.key, one.start, one.count, one.crc]) + "\n" for one in places)
         self._index(self._part).write_text(text, encoding="ascii")
         with open(self._states(self._part), "ab") as file:
             file.truncate(end * self._row)

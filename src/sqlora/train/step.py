@@ -1,4 +1,4 @@
-"""One optimizer step, and the validation beside it."""
+"""An optimizer step: gradients of some batches, added up over batches and ranks, shortened, applied to the adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sqlora.train.upper import Upper
 
 
 class Stepper:
-    """The adapter, the optimizer and what both compute.
+    """The adapter as a vector, its optimizer, and losses and gradients by them.
 
     Args:
         upper: with its adapter's layers, whose values are where training starts.

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from sqlora.model import load_lazily
 from sqlora.progress import progress
+from sqlora.train.attention import make_mask
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
-from sqlora.train.layer import Layer, make_mask, supports
+from sqlora.train.layer import Layer, supports
 from sqlora.train.states import StateStore, key_of
 
 # Of one wave through the frozen layers, at least: its states are in memory together.

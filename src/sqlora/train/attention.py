@@ -1,0 +1,85 @@
+"""Causal attention with its backward pass written out; the heads that share a key are rows of one matrix."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlora.mlx import mx
+
+from sqlora.train.exponential import softmax
+
+# Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
+# cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.
+PLAIN_ATTENTION = 512
+
+
+Mask = Any  # an array or "causal"
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What the way back needs: query (rows, heads, length, size), key and value (rows, kv heads, length, size), all
+    behind the rotation, and the attention's weights where they are plain products.
+    """
+
+    query: mx.array
+    key: mx.array
+    value: mx.array
+    weights: mx.array | None
+
+
+def make_mask(length: int, dtype: mx.Dtype, repeats: int, window: int | None) -> mx.array | str:
+    """Causal, and within the window if there is one.
+
+    Returns:
+        For short inputs (repeats * length, length): 0 or minus infinity for the queries of the heads that share a key;
+        "causal" for long ones, or a boolean (length, length) where the window is shorter than the input.
+    """
+    if length > PLAIN_ATTENTION and (window is None or window >= length):
+        return "causal"
+    place = mx.arange(length)
+    seen = place[:, None] >= place
+    if window is not None and window < length:
+        seen = seen & (place[:, None] < place + window)
+    if length > PLAIN_ATTENTION:
+        return seen
+    return mx.tile(mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype)), (repeats, 1))
+
+
+def attend(query: mx.array, key: mx.array, value: mx.array, mask: Mask, scale: float) -> tuple[mx.array, Attended]:
+    """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), and what is kept."""
+    rows, heads, length, size = query.shape
+    weights = None
+    if length > PLAIN_ATTENTION:
+        mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+    else:
+        # The queries that share a key stand in one matrix, so that keys need not be repeated.
+        shared = query.reshape(rows, key.shape[1], -1, size)
+        weights = softmax((shared @ key.swapaxes(-1, -2)) * scale + mask)
+        mixed = (weights @ value).reshape(rows, heads, length, size)
+    return mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1), Attended(query, key, value, weights)
+
+
+def attend_back(
+    gradient: mx.array, attended: Attended, mask: Mask, scale: float
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Gradients of query, key and value, in their shapes."""
+    rows, heads, length, size = attended.query.shape
+    gradient = gradient.reshape(rows, length, heads, size).transpose(0, 2, 1, 3)
+    if attended.weights is None:
+
+        def fused(query: mx.array, key: mx.array, value: mx.array) -> mx.array:
+            return mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
+
+        query, key, value = mx.vjp(fused, [attended.query, attended.key, attended.value], [gradient])[1]
+        return query, key, value
+    shared = (rows, attended.key.shape[1], heads // attended.key.shape[1] * length, size)
+    gradient = gradient.reshape(shared)
+    d_value = attended.weights.swapaxes(-1, -2) @ gradient
+    d_weights = gradient @ attended.value.swapaxes(-1, -2)
+    mean = (attended.weights * d_weights).sum(axis=-1, keepdims=True)
+    d_scores = attended.weights * ((d_weights - mean) * scale)
+    d_query = (d_scores @ attended.key).reshape(attended.query.shape)
+    d_key = d_scores.swapaxes(-1, -2) @ attended.query.reshape(shared)
+    return d_query, d_key, d_value

@@ -1,0 +1,39 @@
+"""What results/training.json says of a run."""
+
+from __future__ import annotations
+
+from sqlora.train.run import Trained
+
+
+def summarise(trained: Trained, predicted_peak: int, trainable: int, total: int) -> dict[str, object]:
+    """The figures of a run.
+
+    Args:
+        predicted_peak: bytes of memory.
+        trainable, total: parameters of the adapter, and of the base model.
+    """
+    first, last = trained.reports[0], trained.reports[-1]
+    valid = [report for report in trained.reports if report.valid_loss is not None]
+    rates = sorted(report.tokens_per_second for report in trained.reports if report.tokens_per_second is not None)
+    return {
+        "iterations": last.iteration,
+        "published_iteration": trained.step,
+        "final_train_loss": last.train_loss,
+        "first_valid_loss": first.valid_loss,
+        "best_valid_loss": min(report.valid_loss for report in valid if report.valid_loss is not None),
+        "final_valid_loss": valid[-1].valid_loss,
+        "final_valid_loss_completion": valid[-1].valid_loss_completion,
+        "final_valid_loss_all": valid[-1].valid_loss_all,
+        # The median, because the first steps are slower.
+        "tokens_per_second": rates[len(rates) // 2],
+        "peak_memory_gb": max(trained.peaks),  # of one process, the others have as much
+        "workers": len(trained.peaks),
+        "frozen_seconds": round(trained.frozen_seconds, 1),
+        "train_seconds": round(trained.train_seconds, 1),
+        "validation_seconds": round(trained.validation_seconds, 1),
+        "states_computed": trained.computed,
+        "states_reused": trained.reused,
+        "predicted_peak_memory_gb": round(predicted_peak / 1e9, 3),
+        "trainable_parameters": trainable,
+        "total_parameters": total,
+    }
