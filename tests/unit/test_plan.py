@@ -256,7 +256,7 @@ def test_what_counts_as_the_peak_depends_on_the_device() -> None:
     gpu, cpu = found["cuda"], found["cpu"]
     assert gpu.live < gpu.peak < gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
     # 16 layers of 2 * 218 million parameters, and the output matrix, are 7.2 GB of it.
-    assert 8e9 < found["metal"].peak < gpu.peak < 10.5e9
+    assert 8e9 < found["metal"].peak < gpu.peak < 11.5e9
     assert cpu.peak > cpu.live + 10**9
     assert "training" in str(gpu)
 

@@ -30,7 +30,7 @@ from sqlora.wikisql.form import AGGREGATES, Schema
 
 # A block is computed as a whole, by one rank and from its beginning, so that the answers are the same bits however many
 # ranks there are and wherever a run was killed. It ends with batches that are not full, so there are to be few blocks:
-# of so many batches; but, where there is a batch for each, so many that several ranks have something to do.
+# of so many batches; but so many, if each has work for one batch and a half, that several ranks have something to do.
 _BLOCK, _SHARED = 8, 4
 
 
@@ -72,8 +72,9 @@ def generate(
         In the order of the questions.
     """
     prompts = [tokenizer.encode_prompt(question.prompt) for question in questions]
-    # Prompts of like length are read together with little padding.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    # Prompts of like length are read together with little padding. The longest first: their answers tend to be the
+    # longest too, and what begins last had better be short (6 to 15% fewer steps).
+    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
     number = blocks_of(len(order), params)
     mine = [(block, order[block::number]) for block in range(group.rank, number, group.size)]
     counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
@@ -110,7 +111,7 @@ def generate(
 def blocks_of(count: int, params: GenerateParams) -> int:
     """Into how many blocks so many questions are divided, each of which has some of every length."""
     together = max(1, params.batch_size // (params.execution_guided or 1))
-    return max(-(-count // (_BLOCK * together)), min(_SHARED, -(-count // together)))
+    return max(1, -(-count // (_BLOCK * together)), min(_SHARED, 2 * count // (3 * together)))
 
 
 def shapes() -> Shapes:
