@@ -1,0 +1,123 @@
+"""Two clones and a remote, in a folder and on an S3 server: what travels, what runs again, what is found damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from project import Project
+from s3_server import S3Server
+from team import Remote, clone, commit, copy_of, fails, folder_remote, md5_of, must, object_path, s3_remote
+
+AFTER_TRAINING = {"train", "generate_adapter", "score", "report"}
+ADAPTER = "artifacts/adapter/adapters.safetensors"
+
+
+@pytest.fixture(scope="module")
+def s3_server() -> Iterator[S3Server]:
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(params=["folder", "s3"])
+def remote(
+    request: pytest.FixtureRequest, tmp_path: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> Remote:
+    if request.param == "folder":
+        return folder_remote(tmp_path / "shared folder")
+    return s3_remote(s3_server, tmp_path.name, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def two_runs(original: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A repository with two committed runs: 3 iterations, then 2 as in the original."""
+    project = copy_of(original, tmp_path_factory.mktemp("runs") / "a")
+    project.set(train__iterations=3)
+    assert project.repro() == AFTER_TRAINING
+    commit(project, "3 iterations")
+    project.set(train__iterations=2)
+    project.repro()
+    commit(project, "2 iterations")
+    return project
+
+
+@pytest.fixture
+def a(two_runs: Project, remote: Remote, tmp_path: Path) -> Project:
+    """A's clone, after `make share`."""
+    project = copy_of(two_runs, tmp_path / "a")
+    remote.use(project)
+    must(project, "python", "-m", "sqlora", "share", remote.url)
+    commit(project, "the remote")
+    return project
+
+
+def test_b_gets_everything_and_runs_only_what_a_parameter_concerns(a: Project, remote: Remote, tmp_path: Path) -> None:
+    b = clone(a, tmp_path / "b")
+    must(b, "dvc", "pull", "--run-cache")
+    assert b.repro() == set()
+    assert "up to date" in must(b, "dvc", "status")
+    assert must(b, "git", "status", "--porcelain") == ""
+    # The run cache came along, so A's other run is fetched instead of trained.
+    b.set(train__iterations=3)
+    printed = must(b, "dvc", "repro", "--pull")
+    assert printed.count("is cached - skipping run") == 3
+    assert printed.count("Running stage") == 1  # the report, of which DVC caches no run
+    assert must(b, "git", "diff", "HEAD~2", "--", "results/score.json") == ""
+
+    c = clone(a, tmp_path / "c")
+    must(c, "dvc", "pull", "artifacts/model", "artifacts/dataset", "artifacts/predictions/base.jsonl")
+    c.set(train__iterations=1)
+    printed = must(c, "dvc", "repro", "--allow-missing")
+    ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
+    assert ran == AFTER_TRAINING
+    assert not (c.folder / "artifacts/source-model").exists()
+    source = md5_of(a.folder / "artifacts/source-model/consolidated.00.pth")
+    assert object_path(source) in remote.objects()
+    assert not (c.folder / ".dvc/cache" / object_path(source)).exists()
+
+
+def test_without_all_commits_another_run_travels_without_its_outputs(
+    two_runs: Project, remote: Remote, tmp_path: Path
+) -> None:
+    a = copy_of(two_runs, tmp_path / "a")
+    must(a, "git", "checkout", "--quiet", "HEAD~1")
+    must(a, "dvc", "checkout")
+    adapter = object_path(md5_of(a.folder / ADAPTER))
+    must(a, "git", "checkout", "--quiet", "-")
+    must(a, "dvc", "checkout")
+    remote.use(a)
+    if remote.server is None:
+        must(a, "dvc", "remote", "add", "--default", "team", remote.url)
+    must(a, "dvc", "push", "--run-cache")
+    assert adapter not in remote.objects()
+    assert sum(path.startswith("runs/") for path in remote.objects()) > 8  # both runs' entries
+    must(a, "dvc", "push", "--run-cache", "--all-commits")
+    assert adapter in remote.objects()
+
+
+def test_a_damaged_object_in_the_remote_is_found_and_sent_again(a: Project, remote: Remote, tmp_path: Path) -> None:
+    path = object_path(md5_of(a.folder / ADAPTER))
+    good = remote.objects()[path]
+    remote.replace(path, good[:-1] + bytes([good[-1] ^ 1]))
+    # B's pull hashes what arrives, because `make share` has set verify.
+    b = clone(a, tmp_path / "b")
+    assert "artifacts/adapter" in fails(b, "dvc", "pull")
+    assert not (b.folder / ".dvc/cache" / path).exists()
+    found = fails(a, "python", "-m", "sqlora", "verify", "--remote")
+    assert "1 damaged" in found
+    assert "dvc push artifacts/adapter" in found
+    # What it says, with the storage's own tool.
+    listing = next(name for name in remote.objects() if name.endswith(".dir") and md5_in(remote, name, path))
+    remote.replace(path, None)
+    remote.replace(listing, None)
+    must(a, "dvc", "push", "artifacts/adapter")
+    assert remote.objects()[path] == good
+    assert "0 damaged" in must(a, "python", "-m", "sqlora", "verify", "--remote")
+    must(b, "dvc", "pull")
+    assert md5_of(b.folder / ADAPTER) == md5_of(a.folder / ADAPTER)
+
+
+def md5_in(remote: Remote, listing: str, path: str) -> bool:
+    return path.removeprefix("files/md5/").replace("/", "") in remote.objects()[listing].decode()
