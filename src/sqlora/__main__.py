@@ -95,7 +95,7 @@ def main() -> int:
     elif arguments.command == "share":
         from sqlora.sharing.share import share
 
-        return share(Path(), arguments.remote)
+        share(Path(), arguments.remote)
     elif arguments.command == "setup-cache":
         from sqlora.sharing.links import setup_cache
 

@@ -39,9 +39,9 @@ class Remote:
             self.server.write(f"{self.key}/{path}", content)
 
     def use(self, project: Project) -> None:
-        """What a user of a server of their own has to set besides."""
+        """Add it as the default remote."""
+        must(project, "dvc", "remote", "add", "--default", "team", self.url)
         if self.server is not None:
-            must(project, "dvc", "remote", "add", "--default", "team", self.url)
             must(project, "dvc", "remote", "modify", "team", "endpointurl", self.server.url)
 
 
