@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,23 @@ def md5_of(path: Path) -> str:
 def object_path(md5: str) -> str:
     """Below a remote or DVC's cache."""
     return f"files/md5/{md5[:2]}/{md5[2:]}"
+
+
+def start(project: Project, *command: str) -> subprocess.Popen[str]:
+    """A command in a process group of its own, that leaves nobody waiting for its output."""
+    return subprocess.Popen(
+        command,
+        cwd=project.folder,
+        env=project.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 60) -> None:
+    ends = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < ends, "waited in vain"
+        time.sleep(0.001)

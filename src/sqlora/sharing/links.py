@@ -52,9 +52,8 @@ def setup_cache(root: Path, chosen: str | None) -> int:
         print(f"{mark} {name:<9} {'works' if name in works else 'no':<6} {COSTS[name]}")
     if link in ("hardlink", "symlink") and os.geteuid() == 0:
         print("You are root, whom read-only files do not stop: change no file in artifacts/ by hand.")
-    # A file for which it does not work, such as one on another disk, is copied.
-    types = link if link == "copy" else f"{link},copy"
-    if status := dvc(root, "config", "--local", "cache.type", types):
+    # Alone: where DVC may also copy, it takes what a stage has just written for such a copy and makes no link of it.
+    if status := dvc(root, "config", "--local", "cache.type", link):
         return status
     # What was never pulled stays away.
     return dvc(root, "checkout", "--relink", "--allow-missing")
