@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from contract import ROOT
 from project import Project
+from ruamel.yaml import YAML
 from s3_server import S3Server
 from team import Remote, clone, commit, copy_of, fails, folder_remote, md5_of, must, object_path, s3_remote
 
 AFTER_TRAINING = {"train", "generate_adapter", "score", "report"}
+WORKFLOW = ROOT / ".github/workflows/reproduce.yml"
 ADAPTER = "artifacts/adapter/adapters.safetensors"
 
 
@@ -66,16 +71,41 @@ def test_b_gets_everything_and_runs_only_what_a_parameter_concerns(a: Project, r
     assert printed.count("Running stage") == 1  # the report, of which DVC caches no run
     assert must(b, "git", "diff", "HEAD~2", "--", "results/score.json") == ""
 
+    # As the workflow for teams does it: nothing is pulled but what the stages that run read.
     c = clone(a, tmp_path / "c")
-    must(c, "dvc", "pull", "artifacts/model", "artifacts/dataset", "artifacts/predictions/base.jsonl")
+    base = must(c, "git", "rev-parse", "HEAD").strip()
     c.set(train__iterations=1)
-    printed = must(c, "dvc", "repro", "--allow-missing")
+    printed = must(c, "bash", "-e", "-c", step("Reproduce"))
     ran = {line.split("'")[1] for line in printed.splitlines() if line.startswith("Running stage")}
     assert ran == AFTER_TRAINING
     assert not (c.folder / "artifacts/source-model").exists()
     source = md5_of(a.folder / "artifacts/source-model/consolidated.00.pth")
     assert object_path(source) in remote.objects()
     assert not (c.folder / ".dvc/cache" / object_path(source)).exists()
+    must(c, "env", f"BASE={base}", "GITHUB_STEP_SUMMARY=/dev/null", "bash", "-e", "-c", step("Compare"))
+    comment = (c.folder / "comment.md").read_text()
+    assert "dvc.lock is **not** up to date: stages ran. Run `dvc repro`" in comment
+    assert re.search(r"\| params.yaml \| train.iterations \| 2 +\| 1 +\| -?1? *\|?", comment), comment
+    assert re.search(r"\| results/training.json +\| iterations +\| 2 +\| 1 ", comment), comment
+
+
+def step(name: str) -> str:
+    """The commands of a step of the workflow for teams."""
+    steps = YAML(typ="safe").load(WORKFLOW.read_text())["jobs"]["reproduce"]["steps"]
+    return str(next(step for step in steps if step.get("name") == name)["run"])
+
+
+def test_the_workflow_for_teams_is_sound() -> None:
+    workflow = YAML(typ="safe").load(WORKFLOW.read_text())
+    assert workflow["on"] == "pull_request"
+    for one in workflow["jobs"]["reproduce"]["steps"]:
+        assert ("uses" in one) != ("run" in one)
+        subprocess.run(["bash", "-n", "-c", one.get("run", "")], check=True)
+    install = step("Install")
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"^make (\S+)$", install, re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    assert set(re.findall(r"\S+==\S+", install)) <= set((ROOT / "requirements-dev.txt").read_text().split())
 
 
 def test_dvc_push_sends_another_run_without_its_outputs_and_share_with_them(
