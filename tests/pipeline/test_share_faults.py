@@ -224,6 +224,22 @@ def test_an_object_that_the_remote_has_lost(a: Project, folder: Remote, tmp_path
     assert "0 damaged" in must(b, "python", "-m", "sqlora", "verify", "--remote")
 
 
+@pytest.mark.parametrize("verified", [True, False])
+def test_only_a_verified_pull_notices_a_flipped_bit(a: Project, folder: Remote, tmp_path: Path, verified: bool) -> None:
+    must(a, "dvc", "push")
+    good = (a.folder / "data/7.bin").read_bytes()
+    folder.replace(object_path(md5_of(a.folder / "data/7.bin")), good[:-1] + bytes([good[-1] ^ 1]))
+    b = clone(a, tmp_path / "b")
+    if verified:
+        must(b, "dvc", "remote", "modify", "team", "verify", "true")
+        printed = fails(b, "dvc", "pull")
+        assert "Checkout failed for following targets: data Is your cache up to date?" in printed
+        return
+    must(b, "dvc", "pull")
+    assert "up to date" in must(b, "dvc", "status")
+    assert (b.folder / "data/7.bin").read_bytes() != good
+
+
 def test_an_object_that_is_nowhere(a: Project) -> None:
     path = a.folder / "list.txt"
     (a.folder / ".dvc/cache" / object_path(md5_of(path))).unlink()
