@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 AFTER_CONVERT = ("train", "generate_base", "generate_adapter", "split", "score", "report")
 # What a repro with nothing to do consists of, in a process of its own.
 PARTS = """
-import time
+import sys, time
 started = time.perf_counter()
 from dvc.repo import Repo
 import dvc.repo.reproduce, dvc.stage.run, dvc.utils.strictyaml, ruamel.yaml
@@ -36,7 +36,10 @@ def timed(*arguments, **options):
 ruamel.yaml.YAML.load = timed
 Repo(".").reproduce()
 ended = time.perf_counter()
-print(f"imports {imported - started:.2f} s, YAML {sum(spent):.2f} s, the rest {ended - imported - sum(spent):.2f} s")
+print(
+    f"imports {imported - started:.2f} s, YAML {sum(spent):.2f} s, the rest {ended - imported - sum(spent):.2f} s",
+    file=sys.stderr,
+)
 """
 
 
@@ -56,7 +59,7 @@ def main() -> None:
         dvc(clone, "checkout", "--relink")
         dvc(clone, "repro", "--dry")
         report(clone, "demo")
-        subprocess.run([sys.executable, "-c", PARTS], cwd=clone, check=True)
+        subprocess.run([sys.executable, "-c", PARTS], cwd=clone, check=True, stdout=subprocess.DEVNULL)
         with open(clone / "artifacts/model/model-99999-of-99999.safetensors", "wb") as file:
             file.truncate(int(arguments.gigabytes * 1e9))
         print(f"dvc commit, which hashes {arguments.gigabytes} GB: {dvc(clone, 'commit', '--force', 'convert'):.1f} s")

@@ -305,6 +305,10 @@ def test_what_share_says(a: Project, tmp_path: Path) -> None:
     # Nothing but the two entries of the run cache, which DVC always sends.
     assert "2 files pushed" in must(a, "python", "-m", "sqlora", "share", "../store")
     assert "found the default remote team at" in fails(a, "python", "-m", "sqlora", "share", str(tmp_path / "x"))
+    assert "store, verified on a pull" in must(a, "python", "-m", "sqlora", "doctor")
+    must(a, "dvc", "remote", "modify", "team", "verify", "false")
+    must(a, "python", "-m", "sqlora", "share")  # leaves alone what somebody has chosen
+    assert "DVC hashes nothing that it pulls from team" in must(a, "python", "-m", "sqlora", "doctor")
     must(a, "dvc", "remote", "modify", "team", "url", "s3://team/x")
     must(a, "dvc", "remote", "modify", "team", "endpointurl", "http://127.0.0.1:9")
     printed = fails(a, "env", "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b", "python", "-m", "sqlora", "share")

@@ -108,6 +108,16 @@ def test_the_workflow_for_teams_is_sound() -> None:
     assert set(re.findall(r"\S+==\S+", install)) <= set((ROOT / "requirements-dev.txt").read_text().split())
 
 
+def test_make_hands_its_arguments_on() -> None:
+    def shown(*arguments: str) -> str:
+        return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert shown("share", "REMOTE=/mnt/a team").endswith('python -m sqlora share "/mnt/a team"\n')
+    assert shown("share").rstrip().endswith("python -m sqlora share")
+    assert shown("setup-cache", "LINK=copy").endswith('python -m sqlora setup-cache --type "copy"\n')
+    assert shown("setup-cache").rstrip().endswith("python -m sqlora setup-cache")
+
+
 def test_dvc_push_sends_another_run_without_its_outputs_and_share_with_them(
     two_runs: Project, remote: Remote, tmp_path: Path
 ) -> None:
