@@ -311,5 +311,15 @@ def test_what_share_says(a: Project, tmp_path: Path) -> None:
     assert "DVC hashes nothing that it pulls from team" in must(a, "python", "-m", "sqlora", "doctor")
     must(a, "dvc", "remote", "modify", "team", "url", "s3://team/x")
     must(a, "dvc", "remote", "modify", "team", "endpointurl", "http://127.0.0.1:9")
-    printed = fails(a, "env", "AWS_ACCESS_KEY_ID=a", "AWS_SECRET_ACCESS_KEY=b", "python", "-m", "sqlora", "share")
+    printed = fails(
+        a,
+        "env",
+        "AWS_MAX_ATTEMPTS=1",
+        "AWS_ACCESS_KEY_ID=a",
+        "AWS_SECRET_ACCESS_KEY=b",
+        "python",
+        "-m",
+        "sqlora",
+        "share",
+    )
     assert "expected that the remote takes every file" in printed
