@@ -6,7 +6,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test format clean
+.PHONY: demo test format share setup-cache clean
 
 demo: .venv/installed
 	$(BIN)/dvc repro
@@ -21,6 +21,14 @@ test: .venv/installed-dev
 format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Sends every committed run to the default remote: make share; the first time: make share REMOTE=s3://bucket/folder
+share: .venv/installed
+	$(BIN)/python -m sqlora share $(if $(REMOTE),"$(REMOTE)")
+
+# Chooses how artifacts/ shares its bytes with DVC's cache: make setup-cache, or make setup-cache LINK=copy
+setup-cache: .venv/installed
+	$(BIN)/python -m sqlora setup-cache $(if $(LINK),--type "$(LINK)")
 
 .venv/installed: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v < (3, 14) else \

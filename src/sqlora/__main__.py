@@ -46,6 +46,10 @@ def main() -> int:
     verifier = commands.add_parser("verify", help="hash artifacts and DVC's cache again and name what is damaged")
     verifier.add_argument("--remote", action="store_true", help="the default remote as well")
     verifier.add_argument("--json", action="store_true", help="print everything as JSON")
+    sharer = commands.add_parser("share", help="push every committed run and the run cache to the default remote")
+    sharer.add_argument("remote", nargs="?", metavar="PATH_OR_URL", help="of the default remote, to add it first")
+    linker = commands.add_parser("setup-cache", help="choose how DVC links artifacts to its cache, to save disk space")
+    linker.add_argument("--type", choices=["reflink", "hardlink", "symlink", "copy"], help="the best that works here")
     arguments = parser.parse_args()
     # Each command imports what it needs: `check` starts in a tenth of a second because it loads no MLX.
     if arguments.command == "check":
@@ -88,6 +92,14 @@ def main() -> int:
         from sqlora.verify.command import run as run_verify
 
         return run_verify(Path(), remote=arguments.remote, as_json=arguments.json)
+    elif arguments.command == "share":
+        from sqlora.sharing.share import share
+
+        share(Path(), arguments.remote)
+    elif arguments.command == "setup-cache":
+        from sqlora.sharing.links import setup_cache
+
+        return setup_cache(Path(), arguments.type)
     return 0
 
 

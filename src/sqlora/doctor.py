@@ -8,8 +8,12 @@ import shutil
 import sys
 import time
 from importlib import metadata
+from pathlib import Path
 
 from sqlora.mlx import BLAS, mx
+
+from sqlora.errors import SqloraError
+from sqlora.sharing.repository import read_settings
 
 PACKAGES = (
     "mlx",
@@ -53,6 +57,9 @@ def diagnose() -> tuple[list[tuple[str, str]], list[str]]:
             facts.append((package, metadata.version(package)))
         except metadata.PackageNotFoundError:
             missing.append(f"{package} is not installed: pip install -r requirements.txt")
+    sharing, advice = _sharing()
+    facts += sharing
+    missing += advice
     if not gpu and BLAS.path is None and sys.platform == "linux":
         missing.append("No fast BLAS was found: pip install -r requirements.txt installs one (torch's).")
     elif not gpu and speed < SLOW_GFLOPS:
@@ -64,6 +71,26 @@ def diagnose() -> tuple[list[tuple[str, str]], list[str]]:
             f"{free:.0f} GB of free disk: enough for the demo, but a Mistral profile needs 60 (30 on APFS or btrfs)."
         )
     return facts, missing
+
+
+def _sharing() -> tuple[list[tuple[str, str]], list[str]]:
+    """How artifacts are kept and shared, and what a team should change; nothing outside of a DVC repository."""
+    try:
+        settings = read_settings(Path())
+    except (SqloraError, ImportError):
+        return [], []
+    facts = [("DVC's cache", f"{settings.cache}, links: {', '.join(settings.link_types)}")]
+    remote = settings.remote
+    if remote is None:
+        return [*facts, ("remote", "none")], []
+    facts.append(
+        ("remote", f"{remote.name}: {remote.url}, {'verified' if remote.verify else 'not verified'} on a pull")
+    )
+    if remote.verify:
+        return facts, []
+    return facts, [
+        f"DVC hashes nothing that it pulls from {remote.name}: `dvc remote modify {remote.name} verify true` lets it."
+    ]
 
 
 def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:

@@ -48,11 +48,18 @@ class Project:
         with open(path, "w") as handle:
             yaml.dump(document, handle)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in the project, with this Python and the project's own copy of the code."""
+    def environment(self) -> dict[str, str]:
+        """With this Python, and the project's own copy of the code where there is one."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = os.environ | {"PATH": path, "PYTHONPATH": str(self.folder / "src"), "DVC_NO_ANALYTICS": "1"}
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        own = self.folder / "src"
+        code = str(own if own.is_dir() else ROOT / "src")
+        return os.environ | {"PATH": path, "PYTHONPATH": code, "DVC_NO_ANALYTICS": "1"}
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        """Run a command in the project."""
+        return subprocess.run(
+            command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, check=False
+        )
 
     def repro(self) -> set[str]:
         """`dvc repro`; returns the stages that ran (restored ones not counted)."""

@@ -285,9 +285,9 @@ def test_the_command(repository: Repository) -> None:
     assert json.loads(repository.command("--json"))["restore"] == ["rm -f one.bin", "dvc checkout --force one.bin"]
     repository.run("dvc remote modify team url nowhere")
     assert "nothing at all was found in the remote: check its address" in repository.command("--remote")
-    if importlib.util.find_spec("dvc_s3") is None:
-        repository.run("dvc remote modify team url s3://bucket/x")
-        assert "requires 'dvc-s3' to be installed; expected what" in repository.command("--remote")
+    if importlib.util.find_spec("dvc_gs") is None:
+        repository.run("dvc remote modify team url gs://bucket/x")
+        assert "requires 'dvc-gs' to be installed; expected what" in repository.command("--remote")
     repository.run("rm dvc.lock && dvc remote remove team")
     assert "nothing to verify" in repository.command(status=0)
     assert "found no default remote" in repository.command("--remote")
