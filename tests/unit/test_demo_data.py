@@ -86,6 +86,17 @@ def test_sizes(data):
     assert [len(data[f"data/{split}.tables.jsonl"]) for split in SPLITS] == [840, 112, 112]
 
 
+def test_more_tables_are_the_same_and_more(data, tmp_path):
+    write_demo_archive(tmp_path / "more", seed=0, train_tables=850)
+    more = read_archive(tmp_path / "more")
+    for name, lines in data.items():
+        if name.startswith("data/train"):
+            assert more[name][: len(lines)] == lines
+            assert len(more[name]) > len(lines)
+        else:
+            assert more[name] == lines
+
+
 def test_no_table_twice(data, tables):
     every = [table for split in SPLITS for table in data[f"data/{split}.tables.jsonl"]]
     assert len(tables) == len(every)
