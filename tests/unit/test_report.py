@@ -354,7 +354,9 @@ def test_percents_do_not_round_to_none_or_all(root: Path) -> None:
 
 
 def test_scores_of_another_split_are_refused(root: Path) -> None:
-    with pytest.raises(SqloraError, match=r"details\.json: found scores of 43 .* the 42 test questions.* Run dvc repro"):
+    with pytest.raises(
+        SqloraError, match=r"details\.json: found scores of 43 .* the 42 test questions.* Run dvc repro"
+    ):
         read_scores(root / "results/details.json", 42)
 
 
