@@ -82,7 +82,7 @@ def test_the_table_has_all_experiments_with_their_parameters_and_scores(
 
 
 def test_frozen_layers_are_computed_once_for_all_ways_to_run(table: dict[str, dict[str, Any]]) -> None:
-    # The run in the workspace had the baseline's 8 examples and computed the other 8. The queued one with as many layers
+    # The run in the workspace had the baseline's 8 examples and computed 8 others. The queued one with as many layers
     # finds all of its own, though it ran in a copy of the project; another number of layers has states of its own.
     counts = {
         name: (metrics(row, "training")["states_computed"], metrics(row, "training")["states_reused"])
