@@ -146,7 +146,8 @@ def test_plots_compare_the_revisions(project: Project, tmp_path: Path) -> None:
     assert {row["field"] for row in loss["data"]["values"]} == {"train_loss", "valid_loss"}
     # A row of loss.csv that has no validation would else be drawn as a loss of zero.
     (condition,) = loss["transform"]
-    assert condition == {"filter": "datum['dvc_inferred_y_value'] !== ''"}
+    assert condition == {"filter": "datum['dvc_inferred_y_value'] > 0"}
+    assert charts["results_loss_csv"]["transform"] == [{"filter": "datum['tokens_per_second'] !== ''"}]
     for name, breakdown in (("results_breakdown_csv", "aggregate"), ("Accuracy_by_number_of_conditions", "conditions")):
         assert f"datum.breakdown === '{breakdown}'" in charts[name]["transform"][0]["filter"]
         assert any(row["breakdown"] == breakdown for row in charts[name]["data"]["values"])
