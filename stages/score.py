@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from sqlora.params.score import ScoreParams
 from sqlora.publish import publish_file, publish_folder
@@ -15,6 +11,7 @@ from sqlora.score.lists import CHANGE_COLUMNS, ERROR_COLUMNS, Judged, change_row
 from sqlora.score.official import write_predictions, write_questions
 from sqlora.score.predictions import read_predictions
 from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, chart_rows, compare, headline, summarise
+from sqlora.score.tables import write_csv, write_json
 from sqlora.stage import run_stage
 from sqlora.text import read_examples
 
@@ -56,19 +53,6 @@ def main(
         rows = (row for name, system in judged.items() for row in breakdown_rows(name, examples, system.verdicts))
         write_csv(breakdown_file, BREAKDOWN_COLUMNS, rows)
         write_csv(errors_file, ERROR_COLUMNS, error_rows(examples, judged["base"], judged["adapter"]))
-
-
-def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write one object, as UTF-8."""
-    path.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a header and rows, as UTF-8."""
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":
