@@ -26,7 +26,7 @@ def main(out: Path, data: DataParams) -> None:
 
         def demo() -> Path:
             path = Path(scratch) / "demo-data.tar.bz2"
-            write_demo_archive(path, data.demo_seed)
+            write_demo_archive(path, data.demo_seed, train_tables=data.demo_tables)
             return path
 
         found = obtain("data", data.source, checksum=data.checksum, demo=demo)

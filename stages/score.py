@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sqlora.params.score import ScoreParams
@@ -13,7 +10,8 @@ from sqlora.score.judge import judge
 from sqlora.score.lists import CHANGE_COLUMNS, ERROR_COLUMNS, Judged, change_rows, error_rows
 from sqlora.score.official import write_predictions, write_questions
 from sqlora.score.predictions import read_predictions
-from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
+from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, chart_rows, compare, headline, summarise
+from sqlora.score.tables import write_csv, write_json
 from sqlora.stage import run_stage
 from sqlora.text import read_examples
 
@@ -24,25 +22,25 @@ def main(
     adapter: Path,
     out: Path,
     scores: Path,
+    details: Path,
     breakdown: Path,
     errors: Path,
     score: ScoreParams,
 ) -> None:
-    """Write the folder `out` (official format, changes), `scores` (JSON), `breakdown` and `errors` (CSV)."""
+    """Write the folder `out` (official format, changes), `scores`, `details` (JSON), `breakdown` and `errors` (CSV)."""
     examples = read_examples(dataset / "test.jsonl")
     judged = {}
     for name, path in (("base", base), ("adapter", adapter)):
         predictions = read_predictions(path, len(examples))
         verdicts = judge(examples, predictions, dataset / "tables.db", execute_as=score.execute)
         judged[name] = Judged(predictions, verdicts)
-    summary = {
-        "examples": len(examples),
-        **{name: summarise(examples, system.predictions, system.verdicts) for name, system in judged.items()},
-        "comparison": compare(judged["base"].verdicts, judged["adapter"].verdicts),
-    }
+    systems = {name: summarise(examples, system.predictions, system.verdicts) for name, system in judged.items()}
+    comparison = compare(judged["base"].verdicts, judged["adapter"].verdicts)
+    total = {"examples": len(examples)}
     with (
         publish_folder(out) as folder,
         publish_file(scores) as scores_file,
+        publish_file(details) as details_file,
         publish_file(breakdown) as breakdown_file,
         publish_file(errors) as errors_file,
     ):
@@ -50,18 +48,11 @@ def main(
         for name, system in judged.items():
             write_predictions(folder / f"{name}.jsonl", system.verdicts)
         write_csv(folder / "changes.csv", CHANGE_COLUMNS, change_rows(examples, judged["base"], judged["adapter"]))
-        scores_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        write_json(scores_file, total | {name: headline(system) for name, system in systems.items()})
+        write_json(details_file, total | systems | {"comparison": comparison, "chart": chart_rows(systems)})
         rows = (row for name, system in judged.items() for row in breakdown_rows(name, examples, system.verdicts))
         write_csv(breakdown_file, BREAKDOWN_COLUMNS, rows)
         write_csv(errors_file, ERROR_COLUMNS, error_rows(examples, judged["base"], judged["adapter"]))
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Write a header and rows, as UTF-8."""
-    with open(path, "w", encoding="utf-8", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlora.params.split import SplitParams
 from sqlora.publish import publish_file, publish_folder
-from sqlora.split.describe import describe
+from sqlora.split.describe import chart_rows, describe
 from sqlora.split.draw import draw_split, write_split
 from sqlora.stage import run_stage
 from sqlora.tokenizer import Tokenizer
@@ -20,7 +20,8 @@ def main(wikisql: Path, model: Path, out: Path, summary: Path, split: SplitParam
     with publish_folder(out) as folder, publish_file(summary) as file:
         write_split(folder, drawn)
         description = describe(drawn, folder / "tables.db", tokenizer)
-        file.write_text(json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(description | {"chart": chart_rows(description)}, indent=2, allow_nan=False)
+        file.write_text(text + "\n", encoding="utf-8")
     for name, part in description.items():
         print(
             f"{name}: {part['examples']:,} examples over {part['tables']:,} tables, "

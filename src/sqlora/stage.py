@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 from sqlora.errors import SqloraError
 from sqlora.params.reader import PARAMS_FILE, read_params
 
-CRASH_FILE = Path(".sqlora/crash.txt")
+STATE = Path(".sqlora")
+CRASH_FILE = STATE / "crash.txt"
 
 
 def run_stage(main: Callable[..., None]) -> NoReturn:
@@ -30,7 +31,7 @@ def run_stage(main: Callable[..., None]) -> NoReturn:
     which may be left out) is a command-line option of that name, a dataclass argument is the section of params.yaml of
     that name. Ends with status 0, 1 (an error) or 130 (interrupted).
     """
-    run(lambda: main(**_arguments(main)))
+    run(lambda: _work(main))
 
 
 def run(work: Callable[[], object]) -> NoReturn:
@@ -77,6 +78,24 @@ def stage_contract(main: Callable[..., None]) -> tuple[dict[str, bool], dict[str
         else:
             paths[name] = hint is Path
     return paths, sections
+
+
+def _work(main: Callable[..., None]) -> None:
+    arguments = _arguments(main)
+    _share_state()
+    main(**arguments)
+
+
+def _share_state() -> None:
+    """Give an experiment that DVC runs in a copy of the project the state of the project itself.
+
+    Otherwise each experiment of a queue would compute the frozen layers' states anew, and lose them with its copy.
+    """
+    # DVC names the project here, also in the copy.
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    if Path.cwd().resolve().is_relative_to(root / ".dvc/tmp/exps") and not os.path.lexists(STATE):
+        (root / STATE).mkdir(exist_ok=True)
+        STATE.symlink_to(root / STATE)
 
 
 def _arguments(main: Callable[..., None]) -> dict[str, Any]:

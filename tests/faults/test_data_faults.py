@@ -28,7 +28,7 @@ def split(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def score(folder: Path) -> subprocess.CompletedProcess[str]:
     paths = {"base": "base.jsonl", "adapter": "adapter.jsonl", "out": "artifacts/scores"}
-    results = {"scores": "score.json", "breakdown": "breakdown.csv", "errors": "errors.csv"}
+    results = {"scores": "score.json", "details": "details.json", "breakdown": "breakdown.csv", "errors": "errors.csv"}
     paths |= {option: f"results/{name}" for option, name in results.items()}
     return stage("score", folder, dataset="artifacts/dataset", **paths)
 
@@ -93,10 +93,10 @@ def leftovers(folder: Path) -> list[str]:
 def test_split_and_score_run_on_good_data(scored_folder: Path) -> None:
     result = score(scored_folder)
     assert result.returncode == 0, result.stderr
-    written = json.loads((scored_folder / "results/score.json").read_text())
+    written = json.loads((scored_folder / "results/details.json").read_text())
     shares = {"execution_accuracy", "logical_form_accuracy", "valid_sql", "stopped_at_eos"}
     assert written["examples"] == 3
-    assert set(written) == {"examples", "base", "adapter", "comparison"}
+    assert set(written) == {"examples", "base", "adapter", "comparison", "chart"}
     assert shares <= set(written["base"]) == set(written["adapter"])
     assert written["base"]["outcomes"] == {"bad_syntax": 3}
     assert {written["adapter"][share] for share in shares} == {1.0}
@@ -110,7 +110,8 @@ def test_split_and_score_run_on_good_data(scored_folder: Path) -> None:
         "dataset/valid.jsonl",
     ]
     expected += [f"scores/{name}" for name in ("adapter.jsonl", "base.jsonl", "changes.csv", "test.jsonl")]
-    results = [f"results/{name}" for name in ("breakdown.csv", "dataset.json", "errors.csv", "score.json")]
+    files = ("breakdown.csv", "dataset.json", "details.json", "errors.csv", "score.json")
+    results = [f"results/{name}" for name in files]
     assert leftovers(scored_folder) == [f"artifacts/{name}" for name in expected] + results
 
 

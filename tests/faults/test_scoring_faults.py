@@ -26,6 +26,7 @@ GOLD = Example(TABLE.id, "Which a?", TABLE.header, TABLE.types, LogicalForm(0, 0
 OUTPUTS = {
     "out": "artifacts/scores",
     "scores": "results/score.json",
+    "details": "results/details.json",
     "breakdown": "results/breakdown.csv",
     "errors": "results/errors.csv",
 }
@@ -63,7 +64,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 
 def outcomes(folder: Path) -> dict[str, int]:
-    counts: dict[str, int] = json.loads((folder / "results/score.json").read_text())["adapter"]["outcomes"]
+    counts: dict[str, int] = json.loads((folder / "results/details.json").read_text())["adapter"]["outcomes"]
     return counts
 
 
@@ -86,7 +87,7 @@ def test_hostile_answers_cost_themselves_only(folder: Path) -> None:
     process = start(folder)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
-    scores = json.loads((folder / "results/score.json").read_text())["adapter"]
+    scores = json.loads((folder / "results/details.json").read_text())["adapter"]
     assert scores["execution_accuracy"] == 0.5
     assert sum(scores["outcomes"].values()) == 100
     assert hashlib.sha256((folder / "dataset/tables.db").read_bytes()).digest() == before

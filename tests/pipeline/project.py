@@ -84,4 +84,5 @@ def make_project(folder: Path) -> Project:
     for command in (("git", "init", "-q"), ("dvc", "init", "-q")):
         done = project.run(*command)
         assert done.returncode == 0, done.stderr
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots", dirs_exist_ok=True)
     return project

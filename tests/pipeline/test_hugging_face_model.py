@@ -84,7 +84,8 @@ def test_it_is_trained_generated_and_scored(workplace: Workplace) -> None:
     inputs = {"model": "model", "examples": "dataset/test.jsonl", "tables": "dataset/test.db"}
     workplace.succeed("generate", **inputs, adapter="adapter", out="answers.jsonl")
     assert len((workplace.folder / "answers.jsonl").read_text().splitlines()) == 5
-    outputs = {"out": "scores", "scores": "score.json", "breakdown": "breakdown.csv", "errors": "errors.csv"}
+    outputs = {"out": "scores", "scores": "score.json", "details": "details.json"}
+    outputs |= {"breakdown": "breakdown.csv", "errors": "errors.csv"}
     workplace.succeed("score", dataset="dataset", base="answers.jsonl", adapter="answers.jsonl", **outputs)
     assert json.loads((workplace.folder / "score.json").read_text())["examples"] == 5
     free = workplace.params["generate"]

@@ -57,7 +57,7 @@ def report(folder: Path) -> subprocess.CompletedProcess[str]:
     return stage(
         folder,
         "report",
-        scores="results/score.json",
+        scores="results/details.json",
         breakdown="results/breakdown.csv",
         training="results/training.json",
         loss="results/loss.csv",
@@ -96,12 +96,13 @@ def run_folder(tmp_path: Path, model_folder: Path) -> Path:
     header = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
     (tmp_path / "results/loss.csv").write_text(f"{header}\n0,,5.0,,0.4\n20,0.5,0.6,900.0,0.8\n")
     shutil.copy(REPOSITORY / "params.yaml", tmp_path)
-    results = {name: f"results/{name}" for name in ("score.json", "breakdown.csv", "errors.csv")}
+    results = {name: f"results/{name}" for name in ("score.json", "details.json", "breakdown.csv", "errors.csv")}
     scored = stage(
         tmp_path,
         "score",
         out="artifacts/scores",
         scores=results["score.json"],
+        details=results["details.json"],
         breakdown=results["breakdown.csv"],
         errors=results["errors.csv"],
     )
@@ -126,7 +127,7 @@ def test_writes_the_same_page_twice(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("results/score.json", "found no such file"),
+        ("results/details.json", "found no such file"),
         ("results/loss.csv", "found no such file"),
         ("results/dataset.json", "found no such file"),
         ("artifacts/predictions/base.jsonl", "No such file"),
@@ -160,7 +161,7 @@ def test_summary_command(run_folder: Path) -> None:
 def test_summary_before_a_run(tmp_path: Path) -> None:
     result = command(tmp_path, "-m", "sqlora", "summary")
     assert result.returncode == 1
-    assert result.stderr.startswith("error: results/score.json: found no such file")
+    assert result.stderr.startswith("error: results/details.json: found no such file")
     assert " ".join(result.stderr.split()).endswith("Run dvc repro at the top of the repository.")
 
 

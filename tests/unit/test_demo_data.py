@@ -38,7 +38,7 @@ def read_archive(path: Path) -> dict[str, list[dict]]:
 @pytest.fixture(scope="module")
 def archive_path(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("demo") / "demo.tar.bz2"
-    write_demo_archive(path, seed=0)
+    write_demo_archive(path, seed=0, train_tables=840)
     return path
 
 
@@ -59,8 +59,8 @@ def questions(data) -> list[dict]:
 
 def test_same_seed_same_bytes(archive_path, tmp_path):
     again, other = tmp_path / "again.tar.bz2", tmp_path / "other.tar.bz2"
-    write_demo_archive(again, seed=0)
-    write_demo_archive(other, seed=1)
+    write_demo_archive(again, seed=0, train_tables=840)
+    write_demo_archive(other, seed=1, train_tables=840)
     assert again.read_bytes() == archive_path.read_bytes()
     assert other.read_bytes() != archive_path.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["again.tar.bz2", "other.tar.bz2"]
@@ -84,6 +84,17 @@ def test_archive_members(archive_path, data):
 def test_sizes(data):
     assert [len(data[f"data/{split}.jsonl"]) for split in SPLITS] == [4200, 560, 560]
     assert [len(data[f"data/{split}.tables.jsonl"]) for split in SPLITS] == [840, 112, 112]
+
+
+def test_more_tables_are_the_same_and_more(data, tmp_path):
+    write_demo_archive(tmp_path / "more", seed=0, train_tables=850)
+    more = read_archive(tmp_path / "more")
+    for name, lines in data.items():
+        if name.startswith("data/train"):
+            assert more[name][: len(lines)] == lines
+            assert len(more[name]) > len(lines)
+        else:
+            assert more[name] == lines
 
 
 def test_no_table_twice(data, tables):

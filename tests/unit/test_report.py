@@ -135,7 +135,7 @@ def write_run(root: Path, examples: list[Example], answers: dict[str, list[Predi
     scores["comparison"] = compare(verdicts["base"], verdicts["adapter"])
     (root / "results/breakdown.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in breakdown))
     (root / "results/dataset.json").write_text(json.dumps(dict.fromkeys(("train", "valid", "test"), PART)))
-    (root / "results/score.json").write_text(json.dumps(scores))
+    (root / "results/details.json").write_text(json.dumps(scores))
     (root / "results/training.json").write_text(json.dumps(TRAINING))
     shutil.copy(ROOT / "params.yaml", root)
     (root / "results/loss.csv").write_text(
@@ -149,7 +149,7 @@ def load(root: Path) -> Run:
         name: read_predictions(root / f"artifacts/predictions/{name}.jsonl", EXAMPLES) for name in ("base", "adapter")
     }
     return Run(
-        scores=read_scores(root / "results/score.json", EXAMPLES),
+        scores=read_scores(root / "results/details.json", EXAMPLES),
         training=read_training(root / "results/training.json"),
         loss=read_loss(root / "results/loss.csv"),
         parts=read_parts(root / "results/dataset.json"),
@@ -288,9 +288,9 @@ def test_scores_and_facts(root: Path) -> None:
 
 
 def test_disagreements_with_the_official_evaluator_are_explained(root: Path) -> None:
-    scores = json.loads((root / "results/score.json").read_text())
+    scores = json.loads((root / "results/details.json").read_text())
     scores["adapter"] |= {"strict_execution_accuracy": 0.5349, "disagreements": {"row_order": 1, "number_form": 2}}
-    (root / "results/score.json").write_text(json.dumps(scores))
+    (root / "results/details.json").write_text(json.dumps(scores))
     text = Page(render_page(load(root))).text
     assert "give 0.0% and 53.5% for execution accuracy (base and adapter), 0.0% and 51.2% for logical-form" in text
     assert "Adapter: 1 answer with the same rows in another order" in text
@@ -342,7 +342,7 @@ def test_visible() -> None:
 
 
 def test_percents_do_not_round_to_none_or_all(root: Path) -> None:
-    path = root / "results/score.json"
+    path = root / "results/details.json"
     record = json.loads(path.read_text()) | {"examples": 15_878}
     record["base"]["execution_accuracy"] = 0.0001
     record["adapter"]["execution_accuracy"] = 0.9999
@@ -354,8 +354,10 @@ def test_percents_do_not_round_to_none_or_all(root: Path) -> None:
 
 
 def test_scores_of_another_split_are_refused(root: Path) -> None:
-    with pytest.raises(SqloraError, match=r"score\.json: found scores of 43 .* the 42 test questions.* Run dvc repro"):
-        read_scores(root / "results/score.json", 42)
+    with pytest.raises(
+        SqloraError, match=r"details\.json: found scores of 43 .* the 42 test questions.* Run dvc repro"
+    ):
+        read_scores(root / "results/details.json", 42)
 
 
 @pytest.mark.parametrize("read", [read_training, read_parts, read_loss, lambda path: read_scores(path, 1)])
@@ -455,7 +457,7 @@ def test_summary_shows_a_right_answer_if_there_is_one(root: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "results/score.json",
+        "results/details.json",
         "artifacts/dataset/test.jsonl",
         "artifacts/dataset/tables.db",
         "artifacts/predictions/base.jsonl",

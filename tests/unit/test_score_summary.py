@@ -11,7 +11,7 @@ from sqlora.score.judge import judge
 from sqlora.score.lists import CHANGE_COLUMNS, ERROR_COLUMNS, Judged, change_rows, error_rows
 from sqlora.score.predictions import Prediction
 from sqlora.score.statistics import wilson
-from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
+from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, chart_rows, compare, headline, summarise
 from sqlora.sql.execute import build_database
 from sqlora.text import Example
 from sqlora.wikisql.layout import LogicalForm, Table
@@ -46,6 +46,26 @@ def judged(tmp_path: Path) -> dict[str, Judged]:
     build_database(tmp_path / "tables.db", [TABLE])
     systems = {"base": BASE, "adapter": ADAPTER}
     return {name: Judged(made, judge(EXAMPLES, made, tmp_path / "tables.db")) for name, made in systems.items()}
+
+
+def test_what_dvc_shows_is_short_and_has_intervals(judged: dict[str, Judged]) -> None:
+    summary = summarise(EXAMPLES, ADAPTER, judged["adapter"].verdicts)
+    low, high = wilson(2, 6)
+    shown = headline(summary)
+    assert list(shown) == [
+        "execution_accuracy",
+        "execution_interval",
+        "logical_form_accuracy",
+        "logical_form_interval",
+        "valid_sql",
+        "stopped_at_eos",
+    ]
+    assert (shown["execution_accuracy"], shown["execution_interval"]) == (0.3333, f"{low:.3f} to {high:.3f}")
+    assert (shown["valid_sql"], shown["stopped_at_eos"]) == (0.5, 0.8333)
+    row = {"measure": "adapter, execution", "share": 0.3333, "low": round(low, 4), "high": round(high, 4)}
+    rows = chart_rows({"adapter": summary})
+    assert rows[0] == row
+    assert len(rows) == 4
 
 
 def test_shares_intervals_and_outcomes(judged: dict[str, Judged]) -> None:

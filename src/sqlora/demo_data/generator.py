@@ -26,15 +26,17 @@ _MTIME = 1512086400  # 2017-12-01, so that the archive's bytes depend on the see
 
 
 @dataclass(frozen=True)
-class Split:
-    """A part of the archive; `held_out` lets it use domains and wordings that training data never has."""
+class Part:
+    """A part of the archive; tables: None is as many as the caller wants; `held_out` lets it use domains and wordings
+    that training data never has.
+    """
 
     name: str
-    tables: int
+    tables: int | None
     held_out: bool
 
 
-SPLITS = (Split("train", 840, False), Split("dev", 112, True), Split("test", 112, True))
+PARTS = (Part("train", None, False), Part("dev", 112, True), Part("test", 112, True))
 
 
 def demo_examples(
@@ -50,18 +52,23 @@ def demo_examples(
         yield table.record(), questions
 
 
-def write_demo_archive(path: Path, seed: int) -> None:
-    """Writes {train,dev,test}.{jsonl,tables.jsonl} under data/ as a .tar.bz2; equal seeds give equal bytes.
+def write_demo_archive(path: Path, seed: int, *, train_tables: int) -> None:
+    """Writes {train,dev,test}.{jsonl,tables.jsonl} under data/ as a .tar.bz2; equal arguments give equal bytes.
+
+    dev and test do not depend on `train_tables`, and fewer tables are the first of more.
 
     The file appears under its name only when it is complete.
     """
     buffer = io.BytesIO()
     seen: set[object] = set()
+    pairs = {}
+    for part in reversed(PARTS):  # train last, so that its number of tables changes no other part
+        tables = train_tables if part.tables is None else part.tables
+        pairs[part.name] = list(_distinct(f"{seed}/archive/{part.name}", part.held_out, tables, seen))
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for split in SPLITS:
-            pairs = list(_distinct(f"{seed}/archive/{split.name}", split.held_out, split.tables, seen))
-            _add(archive, f"data/{split.name}.jsonl", [line for _, lines in pairs for line in lines])
-            _add(archive, f"data/{split.name}.tables.jsonl", [table.record() for table, _ in pairs])
+        for name in (part.name for part in PARTS):
+            _add(archive, f"data/{name}.jsonl", [line for _, lines in pairs[name] for line in lines])
+            _add(archive, f"data/{name}.tables.jsonl", [table.record() for table, _ in pairs[name]])
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(bz2.compress(buffer.getvalue(), 9))
     os.replace(partial, path)

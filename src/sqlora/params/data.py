@@ -14,9 +14,11 @@ class DataParams:
     of these, tried in order.
 
     checksum: `md5:…`, `sha1:…`, `sha256:…` or `gitblob:…` of the tarball, or null for no check.
-    demo_seed: what the demo data is generated from; other sources ignore it.
+    demo_seed: what the demo data is generated from; demo_tables: tables of its train part, with five questions each.
+    Other sources ignore both.
     """
 
     source: str | tuple[str, ...]
     checksum: str | None
     demo_seed: Annotated[int, Range(least=0)]
+    demo_tables: Annotated[int, Range(least=1)]

@@ -19,7 +19,7 @@ from sqlora.text import Example, read_examples
 WIDTH = 100  # columns
 
 _EXAMPLES = 3
-_SCORES = Path("results/score.json")
+_SCORES = Path("results/details.json")
 _TEST = Path("artifacts/dataset/test.jsonl")
 _TABLES = Path("artifacts/dataset/tables.db")
 _PREDICTIONS = Path("artifacts/predictions")

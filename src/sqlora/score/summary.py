@@ -1,9 +1,9 @@
-"""Counts verdicts: results/score.json and results/breakdown.csv."""
+"""Counts verdicts: results/score.json, results/details.json and results/breakdown.csv."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlora.score.components import COMPONENTS, matches
@@ -27,10 +27,18 @@ BREAKDOWN_COLUMNS = (
 )
 
 
+HEADLINE = {
+    "execution_accuracy": "execution",
+    "logical_form_accuracy": "logical form",
+    "valid_sql": "valid SQL",
+    "stopped_at_eos": "stopped at EOS",
+}
+
+
 def summarise(
     examples: Sequence[Example], predictions: Sequence[Prediction], verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
-    """One system's part of score.json: shares of all predictions with their 95% intervals (Wilson), and counts."""
+    """One system's part of details.json: shares of all predictions with their 95% intervals (Wilson), and counts."""
     counts = {
         "execution_accuracy": sum(verdict.execution for verdict in verdicts),
         "logical_form_accuracy": sum(verdict.logical_form for verdict in verdicts),
@@ -49,6 +57,30 @@ def summarise(
         "outcomes": dict(sorted(Counter(verdict.outcome for verdict in verdicts).items())),
         "disagreements": dict(sorted(Counter(why for verdict in verdicts for why in verdict.disagreements).items())),
     }
+
+
+def headline(system: Mapping[str, Any]) -> dict[str, Any]:
+    """One system's part of score.json, the metrics that DVC's tables show: four shares, two of them with intervals.
+
+    DVC drops lists, so an interval is a text there.
+    """
+    shares: dict[str, Any] = {}
+    for name in HEADLINE:
+        shares[name] = system[name]
+        if name.endswith("_accuracy"):
+            low, high = system["intervals"][name]
+            shares[name.removesuffix("_accuracy") + "_interval"] = f"{low:.3f} to {high:.3f}"
+    return shares
+
+
+def chart_rows(systems: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
+    """The same shares as rows, which is what a plot of DVC reads."""
+    return [
+        {"measure": f"{name}, {label}", "share": system[measure], "low": low, "high": high}
+        for measure, label in HEADLINE.items()
+        for name, system in systems.items()
+        for low, high in [system["intervals"][measure]]
+    ]
 
 
 def compare(base: Sequence[Verdict], adapter: Sequence[Verdict]) -> dict[str, Any]:

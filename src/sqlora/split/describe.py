@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ def describe(split: Split, db: Path, tokenizer: Tokenizer) -> dict[str, Any]:
             }
     description["test"]["degenerate_dropped"] = split.dropped
     return description
+
+
+def chart_rows(description: Mapping[str, Mapping[str, Any]]) -> list[dict[str, object]]:
+    """The lengths of each split's examples as rows, which is what a plot of DVC reads."""
+    return [
+        {"examples": f"{name}, {label}", "tokens": part["tokens"][measure]}
+        for name, part in description.items()
+        for measure, label in (("median", "median"), ("p95", "95%"), ("max", "longest"))
+    ]
 
 
 def _execute(name: str, examples: Sequence[Example], db: Path) -> list[Execution]:
