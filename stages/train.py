@@ -10,6 +10,7 @@ from sqlora.mlx import mx
 from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
+from sqlora.environment import environment
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.check import expect
@@ -49,6 +50,7 @@ def main(
                 "predicted_peak_memory_gb": round(expected.peak / 1e9, 3),
                 "trainable_parameters": trainable,
                 "total_parameters": count_parameters(config),
+                "environment": environment(),
             }
             metrics_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
