@@ -19,10 +19,10 @@ def environment() -> list[tuple[str, str]]:
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     return [
-        ("system", f"{platform.system()} {platform.machine()}"),
-        ("processor", f"{os.cpu_count()} cores, {memory:.0f} GB of memory"),
-        ("device", _device()),
-        ("python", platform.python_version()),
+        ("System", f"{platform.system()} {platform.machine()}"),
+        ("Processor", f"{os.cpu_count()} cores, {memory:.0f} GB of memory"),
+        ("Device", _device()),
+        ("Python", platform.python_version()),
         *((package, metadata.version(package)) for package in _PACKAGES),
     ]
 

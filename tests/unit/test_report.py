@@ -4,153 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from contract import ROOT
+from report_run import (
+    EXAMPLES,
+    LOSS_HEADER,
+    PART,
+    SCORES,
+    TRAINING,
+    answer,
+    load,
+    question,
+    table,
+    write_made_up_run,
+    write_run,
+)
 
 from sqlora.errors import SqloraError
-from sqlora.jsonl import write_jsonl
-from sqlora.params.all import SECTIONS, check_params
-from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
+from sqlora.params.all import SECTIONS
 from sqlora.report.breakdown import Group, read_breakdown
 from sqlora.report.cases import OUTCOMES, spread, visible
 from sqlora.report.curve import draw_loss, draw_memory
 from sqlora.report.dataset import read_parts
 from sqlora.report.failures import SHOWN, group_failures
 from sqlora.report.intervals import draw_groups
-from sqlora.report.page import DISAGREEMENTS, LABELS, Run, render_page
-from sqlora.report.results import MEASURES, STRICT, LossPoint, read_loss, read_scores, read_training
-from sqlora.report.run import Files, read_run
+from sqlora.report.page import DISAGREEMENTS, LABELS, render_page
+from sqlora.report.results import LossPoint, read_loss, read_scores, read_training
 from sqlora.report.summary import WIDTH, summarise_run
-from sqlora.score.components import COMPONENTS
 from sqlora.score.judge import Disagreement, Outcome, judge
 from sqlora.score.predictions import Prediction
-from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
 from sqlora.sql.execute import build_database
-from sqlora.text import Example, render_sql, write_examples
-from sqlora.wikisql.layout import LogicalForm, Table
+from sqlora.text import render_sql
 
-EXAMPLES = 43
-HOSTILE = "\x1b[2J\u202e</pre><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-LORA = LoraParams("lora", 8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
-TRAIN: TrainParams = check_params(ROOT / "params.yaml")["train"]
-TRAIN = replace(TRAIN, batch_size=4, iterations=500, learning_rate=2e-3)
-TRAINING = {
-    "iterations": 500,
-    "final_train_loss": 0.2131,
-    "final_valid_loss": 0.2519,
-    "first_valid_loss": 5.2134,
-    "tokens_per_second": 1912.4,
-    "peak_memory_gb": 0.834,
-    "trainable_parameters": 1_703_936,
-    "total_parameters": 7_241_732_096,
-}
-PART = {
-    "examples": 1000,
-    "tables": 250,
-    "aggregates": {"none": 700, "MAX": 0, "COUNT": 300},
-    "conditions": {"1": 990, "2": 10},
-    "tokens": {"mean": 97.5, "median": 95, "p95": 131, "max": 1234},
-    "completion_tokens": {"mean": 31.5, "median": 30, "p95": 50, "max": 77},
-    "degenerate": 80,
-    "duplicates": 0,
-    "values_in_question": 0.98,
-    "questions_without_value": 20,
-    "questions_in_train": 3,
-    "unreadable": 0,
-}
-_SHARES = dict.fromkeys((*MEASURES, *STRICT.values()), 0.2)
-_SYSTEM = _SHARES | {
-    "components": dict.fromkeys(COMPONENTS, 0.2),
-    "intervals": {key: [0.1, 0.3] for key in (*_SHARES, *COMPONENTS)} | {"valid_sql": [0.1, 0.4]},
-    "outcomes": {"ok": 1},
-    "disagreements": {},
-}
-_CHANGE = {"both_right": 0, "fixed": 1, "broken": 0, "both_wrong": 0}
-_CHANGE |= {"difference": 0.1, "interval": [0.0, 0.2], "p_value": 0.5}
-SCORES = json.dumps({"examples": 1, "base": _SYSTEM, "adapter": _SYSTEM, "comparison": {"execution": _CHANGE}})
-LOSS_HEADER = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
-
-
-def question(index: int) -> Example:
-    header = ("No.", "Player <b>", "Club")
-    form = LogicalForm(1, 0, ((2, 0, f"Club {index}"), (0, 0, 7)))
-    return Example(f"1-{index}-1", f"Who is seven of club {index} & co?", header, ("real", "text", "text"), form)
-
-
-def table(example: Example, index: int) -> Table:
-    rows = [(number, f"Ann {index}-{number}", f"Club {index}" if number > 3 else "Ajax") for number in range(9)]
-    return Table(example.table_id, example.header, example.types, tuple(rows))
-
-
-def answer(example: Example, index: int) -> Prediction:
-    """Right for even questions; otherwise wrong, without an end or about another table."""
-    gold = " " + render_sql(example.sql, example)
-    if index % 2 == 0:
-        return Prediction(gold, True, 20)
-    return [
-        Prediction(gold.replace("No. = 7", "No. = 8"), True, 20),
-        Prediction(gold + " blowing off the rosshill", False, 100),
-        Prediction(gold.replace(example.table_id, "1-999-1"), True, 20),
-    ][index // 2 % 3]
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository after a run of 43 questions; the base model babbles and stops for the last one only."""
-    examples = [question(index) for index in range(EXAMPLES)]
-    answers = {
-        "base": [Prediction(f"\n{index}{HOSTILE}\n" * 3, index == EXAMPLES - 1, 99) for index in range(EXAMPLES)],
-        "adapter": [answer(example, index) for index, example in enumerate(examples)],
-    }
-    write_run(tmp_path, examples, answers)
+    """A repository after the made-up run."""
+    write_made_up_run(tmp_path)
     return tmp_path
-
-
-def write_run(root: Path, examples: list[Example], answers: dict[str, list[Prediction]]) -> None:
-    dataset = root / "artifacts/dataset"
-    for folder in (dataset, root / "artifacts/predictions", root / "results"):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_examples(dataset / "test.jsonl", examples)
-    build_database(dataset / "tables.db", [table(example, index) for index, example in enumerate(examples)])
-    scores: dict[str, object] = {"examples": len(examples)}
-    verdicts = {}
-    breakdown: list[Sequence[object]] = [BREAKDOWN_COLUMNS]
-    for system, predictions in answers.items():
-        write_jsonl(
-            root / f"artifacts/predictions/{system}.jsonl",
-            (
-                {"index": index, "completion": one.completion, "stopped": one.stopped, "tokens": one.tokens}
-                for index, one in enumerate(predictions)
-            ),
-        )
-        verdicts[system] = judge(examples, predictions, dataset / "tables.db")
-        scores[system] = summarise(examples, predictions, verdicts[system])
-        breakdown += breakdown_rows(system, examples, verdicts[system])
-    scores["comparison"] = compare(verdicts["base"], verdicts["adapter"])
-    (root / "results/breakdown.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in breakdown))
-    (root / "results/dataset.json").write_text(json.dumps(dict.fromkeys(("train", "valid", "test"), PART)))
-    (root / "results/score.json").write_text(json.dumps(scores))
-    (root / "results/training.json").write_text(json.dumps(TRAINING))
-    shutil.copy(ROOT / "params.yaml", root)
-    (root / "results/loss.csv").write_text(
-        f"{LOSS_HEADER}\n0,,5.2134,,0.4\n10,4.5,,900.0,0.8\n500,0.2131,0.2519,910.0,0.8\n"
-    )
-
-
-def load(root: Path) -> Run:
-    predictions = {name: root / f"artifacts/predictions/{name}.jsonl" for name in ("base", "adapter")}
-    names = ("score.json", "breakdown.csv", "training.json", "loss.csv", "dataset.json")
-    files = Files(root / "artifacts/dataset", predictions, *(root / "results" / name for name in names))
-    return read_run(files, check_params(ROOT / "params.yaml") | {"lora": LORA, "train": TRAIN})
 
 
 class Page(HTMLParser):
@@ -274,24 +172,24 @@ def test_scores_and_facts(root: Path) -> None:
         "greedy at most 100 tokens, constraint: none",
     ):
         assert fact in page.text
-    assert "predicted" not in page.text
+    assert "Predicted" not in page.text
     assert "Frozen layers" not in page.text
     assert "did not record its machine and versions" in page.text
     training = json.loads((root / "results/training.json").read_text())
     (root / "results/training.json").write_text(json.dumps(training | {"predicted_peak_memory_gb": 0.8151}))
-    assert "0.82 GB predicted before the run; measured 2% more" in Page(render_page(load(root))).text
+    assert "Predicted 0.82 GB before the run; measured 2% more" in Page(render_page(load(root))).text
 
 
 def test_machine_versions_and_durations(root: Path) -> None:
     path = root / "results/training.json"
     more = {"frozen_seconds": 7.25, "train_seconds": 147.0, "validation_seconds": 7500.4, "workers": 2}
-    more |= {"predicted_peak_memory_gb": 0.834, "environment": [["device", "<b>CPU"], ["mlx", "0.32.4"]]}
+    more |= {"predicted_peak_memory_gb": 0.834, "environment": [["Device", "<b>CPU"], ["mlx", "0.32.4"]]}
     path.write_text(json.dumps(TRAINING | more))
     text = Page(render_page(load(root))).text
     assert "Frozen layers 7.2 s Training steps 2 min 27 s Validation 2 h 05 min" in text
-    assert "Machine and versions Device <b>CPU Mlx 0.32.4" in text
+    assert "Machine and versions Device <b>CPU mlx 0.32.4" in text
     assert "Processes 2 that shared every step" in text
-    assert "0.83 GB predicted before the run; as measured" in text
+    assert "Predicted 0.83 GB before the run; as measured" in text
     assert "did not record" not in text
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
@@ -30,11 +30,11 @@ def draw_loss(points: Sequence[LossPoint]) -> str:
         return drawn.svg("loss", f"Loss by iteration: {_describe(points)}")
 
 
-def draw_losses(runs: Mapping[str, Sequence[LossPoint]]) -> str:
-    """An <svg> element with the losses of two runs: validation as thick lines, training as thin ones."""
+def draw_losses(runs: Sequence[tuple[str, Sequence[LossPoint]]]) -> str:
+    """An <svg> element with the losses of two runs, each with its name: validation in thick lines, training in thin."""
     with chart(height=_HEIGHT + 0.4, grid="y") as drawn:
         losses: list[float] = []
-        for (name, points), colour in zip(runs.items(), (FIRST, SECOND), strict=True):
+        for (name, points), colour in zip(runs, (FIRST, SECOND), strict=True):
             train, valid = _series(points)
             if train:
                 label = plain(f"{name}, training")
@@ -45,7 +45,7 @@ def draw_losses(runs: Mapping[str, Sequence[LossPoint]]) -> str:
             losses += [loss for _, loss in train + valid]
         _loss_axes(drawn.axes, losses)
         drawn.legend()
-        described = "; ".join(f"{name}: {_describe(points)}" for name, points in runs.items())
+        described = "; ".join(f"{name}: {_describe(points)}" for name, points in runs)
         return drawn.svg("loss", f"Loss by iteration. {described}")
 
 

@@ -22,7 +22,7 @@ def run_card(params: Mapping[str, Any], training: Training, parts: Mapping[str, 
         "Model and data": _model_and_data(params, training, parts),
         "Training": _training(params["lora"], params["train"], training),
         "Time and memory": time_and_memory(training),
-        "Machine and versions": [(name.capitalize(), value, "") for name, value in training.environment],
+        "Machine and versions": [(name, value, "") for name, value in training.environment],
     }
     return {heading: facts for heading, facts in groups.items() if facts}
 
@@ -42,7 +42,7 @@ def time_and_memory(training: Training) -> list[Fact]:
     facts.append(("Peak memory", f"{training.peak_memory_gb:.2f} GB", "measured while training"))
     predicted = training.predicted_peak_memory_gb
     if predicted is not None:
-        facts.append(("", f"{predicted:.2f} GB", f"predicted before the run{_off(training.peak_memory_gb, predicted)}"))
+        facts.append(("Predicted", f"{predicted:.2f} GB", f"before the run{_off(training.peak_memory_gb, predicted)}"))
     return facts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlora.report.cases import OUTCOMES
+from sqlora.report.cases import OUTCOMES, show_result
 from sqlora.score.components import COMPONENTS, matches
-from sqlora.score.judge import Verdict, shorten
+from sqlora.score.judge import Verdict
 from sqlora.score.predictions import Prediction
 from sqlora.text import Example, render_sql
 
@@ -72,7 +72,7 @@ def group_failures(
             if not verdict.execution:
                 kind = found.setdefault(_kind(example, verdict), {name: [] for name in verdicts})
                 kind[system].append(index)
-    systems = list(reversed(verdicts))
+    systems = list(verdicts)[::-1]
     order = sorted(found, key=lambda key: ([-len(found[key][system]) for system in systems], key))
     kinds = []
     for key in order:
@@ -108,7 +108,7 @@ def _failure(index: int, example: Example, prediction: Prediction, verdict: Verd
         example.question.strip(),
         example.table_id,
         render_sql(example.sql, example),
-        shorten(verdict.gold_result),
+        show_result(verdict.gold_result),
         prediction.completion.strip(),
-        "no rows" if verdict.result == () else shorten(verdict.result),
+        show_result(verdict.result),
     )

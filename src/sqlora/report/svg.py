@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from typing import Literal
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ _STYLE = {
     "xtick.labelcolor": TEXT,
     "ytick.labelcolor": TEXT,
 }
+Axis = Literal["x", "y"]
 WIDTH = 5.6  # inches; the page scales it
 
 
@@ -48,7 +50,7 @@ class Chart:
     axes: to draw on; lines of the grid and the frame are quiet already.
     """
 
-    def __init__(self, figure: Figure, *, grid: str) -> None:
+    def __init__(self, figure: Figure, *, grid: Axis) -> None:
         self._figure = figure
         self.axes: Axes = figure.add_subplot()
         figure.patch.set_visible(False)
@@ -79,7 +81,7 @@ class Chart:
 
 
 @contextmanager
-def chart(*, height: float, grid: str) -> Iterator[Chart]:
+def chart(*, height: float, grid: Axis) -> Iterator[Chart]:
     """A chart of WIDTH × `height` inches with lines across its `grid` axis (`x` or `y`)."""
     # Settings of the user's own matplotlibrc must not reach the page, hence `default` first.
     with style.context(["default", _STYLE]):
