@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -47,14 +48,16 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         options = [*OPTIONS, f"--user-data-dir={self._profile.name}", "about:blank"]
-        # Chromium reads commands from descriptor 3 and writes answers to 4, each one ended by a zero byte.
+        # Chromium reads commands from descriptor 3 and writes answers to 4, each one ended by a zero byte. The pipes'
+        # own descriptors must be neither.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "sh", path, *options],
-            pass_fds=(theirs_in, theirs_out),
+            ["bash", "-c", f'exec "$@" 3<&{ends[0]} 4>&{ends[1]}', "bash", path, *options],
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for descriptor in (theirs_in, theirs_out):
+        for descriptor in (theirs_in, theirs_out, *ends):
             os.close(descriptor)
         targets = self._command("Target.getTargets", session=None)["targetInfos"]
         page = next(target["targetId"] for target in targets if target["type"] == "page")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from sqlora.params.all import check_params
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.report.page import Run
-from sqlora.report.results import MEASURES, STRICT
+from sqlora.report.results import MEASURES, STRICT, LossPoint, Training
 from sqlora.report.run import Files, read_run
+from sqlora.report.side_by_side.gather import Pair, Side
+from sqlora.score import revisions
 from sqlora.score.components import COMPONENTS
 from sqlora.score.judge import judge
 from sqlora.score.predictions import Prediction
+from sqlora.score.revisions import Comparison
 from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
 from sqlora.sql.execute import build_database
 from sqlora.text import Example, render_sql, write_examples
@@ -136,3 +140,34 @@ def load(root: Path) -> Run:
     names = ("score.json", "breakdown.csv", "training.json", "loss.csv", "dataset.json")
     files = Files(root / "artifacts/dataset", predictions, *(root / "results" / name for name in names))
     return read_run(files, check_params(ROOT / "params.yaml") | {"lora": LORA, "train": TRAIN})
+
+
+def make_pair(first_name: str = "main", second_name: str = "a-branch") -> Pair:
+    """Two runs on the same 43 questions: the second one breaks question 1 and fixes questions 2 and 4."""
+    examples = [question(index) for index in range(EXAMPLES)]
+    before = [answer(example, index) for index, example in enumerate(examples)]
+    after = list(before)
+    after[0] = Prediction(HOSTILE, True, 9)
+    for index in (1, 3):
+        after[index] = answer(examples[index], 0)
+    with tempfile.TemporaryDirectory() as folder:
+        db = Path(folder) / "tables.db"
+        build_database(db, [table(example, index) for index, example in enumerate(examples)])
+        runs = [
+            revisions.Run(name, examples, predictions, judge(examples, predictions, db))
+            for name, predictions in ((first_name, before), (second_name, after))
+        ]
+    optional = dict.fromkeys(("frozen_seconds", "validation_seconds", "workers"))
+    training = Training(
+        **TRAINING, **optional, train_seconds=90.0, predicted_peak_memory_gb=None, environment=(("mlx", "0.32.4"),)
+    )
+    loss = [LossPoint(0, None, 5.2, 0.4), LossPoint(10, 4.5, None, 0.8), LossPoint(500, 0.2, 0.25, 0.8)]
+    first = Side(first_name, "0123abc One", {"lora.layers": 8, "train.loss": "all", "gone.key": True}, training, loss)
+    second = Side(
+        second_name,
+        "4567def Another",
+        {"lora.layers": 4, "train.loss": "all", "lora.targets": ["q_proj", "v_proj"]},
+        replace(training, train_seconds=45.0, environment=(("mlx", "0.33.0"), ("numpy", "2.3.5"))),
+        loss[:2],
+    )
+    return Pair(first, second, Comparison(*runs, left_out=2))

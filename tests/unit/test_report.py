@@ -7,10 +7,10 @@ import re
 import typing
 from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from html_page import Page
 from report_run import (
     EXAMPLES,
     LOSS_HEADER,
@@ -41,46 +41,12 @@ from sqlora.score.predictions import Prediction
 from sqlora.sql.execute import build_database
 from sqlora.text import render_sql
 
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """A repository after the made-up run."""
     write_made_up_run(tmp_path)
     return tmp_path
-
-
-class Page(HTMLParser):
-    """Elements, ids and text of a page; fails on an element closed by another's end tag."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
 
 
 def test_page_is_well_formed_and_loads_nothing(root: Path) -> None:
@@ -305,7 +271,7 @@ def test_memory_chart(root: Path) -> None:
 
 
 def test_charts_of_hostile_names_are_text() -> None:
-    name = "$x^2$ <b>&\"'"
+    name = "$x^2$ <b>&\"'\\u\\1"
     svg = draw_groups("hostile", name, [Group(name, 3, {"base": (0.5, 0.2, 0.8), "adapter": (1.0, 0.4, 1.0)})], LABELS)
     page = Page(svg)
     assert name in page.text

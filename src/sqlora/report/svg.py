@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -76,7 +77,10 @@ class Chart:
             label: what it shows, for those who do not see it.
         """
         buffer = io.StringIO()
-        self._figure.savefig(buffer, format="svg")
+        with warnings.catch_warnings():
+            # Text stays text, so its letters need not be in the font that it is measured in.
+            warnings.filterwarnings("ignore", "Glyph .* missing from")
+            self._figure.savefig(buffer, format="svg")
         return _inline(buffer.getvalue(), name, label)
 
 
@@ -98,8 +102,8 @@ def _inline(svg: str, name: str, label: str) -> str:
     # The metadata hold a date and a version; the style would reach the whole page.
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.S)
     # The page sets the size; the view box keeps the proportions.
-    start = rf'<svg \1 role="img" aria-label="{escape(label)}">'
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: match.expand(start), svg, count=1)
+    start = f'role="img" aria-label="{escape(label)}">'
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda match: f"<svg {match[1]} {start}", svg, count=1)
     # The text was measured in DejaVu Sans, which is wider than most: any font of the page fits. One version of
     # matplotlib writes `font: 11px NAMES`, another `font-size: 11px; font-family: NAMES`.
     svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from sqlora.report.breakdown import TITLES
+from sqlora.report.cases import visible
 from sqlora.report.curve import draw_losses
 from sqlora.report.facts import show
 from sqlora.report.intervals import draw_groups
@@ -12,13 +13,14 @@ from sqlora.report.side_by_side.differences import changed, costs, groups, measu
 from sqlora.report.side_by_side.gather import Pair, different_params
 from sqlora.report.template import render
 
+_LONGEST = 40  # letters of a revision's name: a whole hash
 LISTED = 10  # questions that were fixed, and that were broken
 
 
 def render_pair(pair: Pair) -> str:
     """The page; equal runs give equal texts. Whatever a model, a data set or a revision's name says is escaped."""
     sides = (pair.first, pair.second)
-    labels = {"first": pair.first.revision, "second": pair.second.revision}
+    labels = {"first": _label(pair.first.revision), "second": _label(pair.second.revision)}
     broken_down = groups(pair.comparison)
     scores = measures(pair.comparison)
     return render(
@@ -32,7 +34,7 @@ def render_pair(pair: Pair) -> str:
         measures=scores,
         params=[(key, show(before), show(after)) for key, before, after in different_params(pair)],
         same_loss=pair.first.params.get("train.loss") == pair.second.params.get("train.loss"),
-        curve=Markup(draw_losses([(side.revision, side.loss) for side in sides])),
+        curve=Markup(draw_losses([(label, side.loss) for label, side in zip(labels.values(), sides, strict=True)])),
         costs=costs(pair.first.training, pair.second.training),
         titles=TITLES,
         breakdown={name: [group for group, _ in members] for name, members in broken_down.items()},
@@ -45,3 +47,9 @@ def render_pair(pair: Pair) -> str:
             change: changed(pair.comparison, fixed=change == "fixed", most=LISTED) for change in ("broken", "fixed")
         },
     )
+
+
+def _label(revision: str) -> str:
+    """A revision's name in a table's or a chart's heading."""
+    name = visible(revision)
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
