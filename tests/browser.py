@@ -9,6 +9,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -160,3 +161,12 @@ class Browser:
             url = parameters["request"]["url"]
             if urlsplit(url).scheme != "data":
                 self.requests.append(url)
+
+
+if __name__ == "__main__":
+    # python tests/browser.py results/report.html docs/report.png: the picture that README shows.
+    found = find_browser() or sys.exit(f"error: found none of {', '.join(NAMES)}; expected one. Install it.")
+    shown = Browser(found)
+    shown.open(Path(sys.argv[1]), width=1200, height=1390)
+    shown.screenshot(Path(sys.argv[2]))
+    shown.close()

@@ -99,10 +99,12 @@ def test_metrics_have_the_names_that_others_rely_on(original: Project) -> None:
         "total_parameters",
     ):
         assert training[name] > 0, name
+    assert dict(training["environment"])["mlx"]
     shown = original.run("dvc", "metrics", "show", "--json")
     assert shown.returncode == 0, shown.stderr
     assert "execution_accuracy" in shown.stdout
     assert "final_valid_loss" in shown.stdout
+    assert "environment" not in shown.stdout  # texts that would fill the tables
 
 
 def test_the_adapter_and_the_model_are_what_mlx_lm_loads(original: Project) -> None:
