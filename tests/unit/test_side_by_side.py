@@ -106,6 +106,7 @@ def test_what_was_fixed_and_broken(pair: Pair, page: Page) -> None:
     assert LISTED >= 2
     assert sum(tag == "article" for tag, _ in page.elements) == 3
     assert "1 broken Right in main, wrong in a-branch." in page.text
+    assert "bad_syntax: is no query of the text format" in page.text
     assert "compare lists all" not in page.text
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlora.report.breakdown import Group
-from sqlora.report.cases import show_result
+from sqlora.report.cases import OUTCOMES, show_result
 from sqlora.report.facts import duration, short
 from sqlora.report.results import MEASURES, Training
 from sqlora.score.components import COMPONENTS, matches
@@ -155,11 +155,12 @@ def _row(
 
 def _brief(paired: Paired) -> str:
     if not paired.fixed + paired.broken:
-        return "none"
+        return "no change"
     return f"{100 * paired.difference:+.1f} ({paired.fixed:,} fixed, {paired.broken:,} broken)"
 
 
 def _answer(run: Run, index: int) -> tuple[str, str]:
     verdict = run.verdicts[index]
-    result = f"returns {show_result(verdict.result)}" if verdict.result is not None else verdict.outcome
-    return run.predictions[index].completion.strip(), result
+    ran = verdict.result is not None
+    said = f"returns {show_result(verdict.result)}" if ran else f"{verdict.outcome}: {OUTCOMES[verdict.outcome]}"
+    return run.predictions[index].completion.strip(), said
