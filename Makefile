@@ -12,6 +12,7 @@ demo: .venv/installed
 	$(BIN)/dvc repro
 	$(BIN)/python -m sqlora summary
 
+# The report's pages are tested in a headless Chromium (Debian: apt-get install chromium); without one these tests skip.
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -26,6 +26,10 @@ def main() -> int:
     )
     comparer.add_argument("--list", type=int, default=3, metavar="N", help="questions to show of each change (3)")
     comparer.add_argument("--json", action="store_true", help="print everything as JSON")
+    reporter = commands.add_parser("report", help="put two git revisions side by side on one page")
+    reporter.add_argument("first", metavar="REV_A", help="branch, tag, commit, experiment, or `workspace`")
+    reporter.add_argument("second", metavar="REV_B", nargs="?", default="workspace", help="the same (workspace)")
+    reporter.add_argument("--out", type=Path, default=Path("comparison.html"), metavar="FILE", help="(comparison.html)")
     importer = commands.add_parser("import-csv", help="turn CSV tables and questions about them into data.source")
     importer.add_argument("tables", type=Path, metavar="TABLES_FOLDER", help="of NAME.csv files")
     importer.add_argument("questions", type=Path, metavar="QUESTIONS.jsonl", help="see docs/guides/own-data.md")
@@ -68,6 +72,10 @@ def main() -> int:
         from sqlora.report.comparison import print_comparison
 
         print_comparison(Path(), arguments)
+    elif arguments.command == "report":
+        from sqlora.report.side_by_side.command import run as run_report
+
+        return run_report(Path(), arguments.first, arguments.second, arguments.out)
     elif arguments.command == "import-csv":
         from sqlora.import_csv.command import run as run_import
 

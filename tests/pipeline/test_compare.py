@@ -1,8 +1,9 @@
-"""`python -m sqlora compare` between commits, with real git and dvc."""
+"""`python -m sqlora compare` and `report` between commits, with real git and dvc."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -150,3 +151,72 @@ def test_mistakes(project: Project, tmp_path: Path) -> None:
     for command in (("git", "init", "-q"), ("dvc", "init", "-q")):
         assert Project(empty).run(*command).returncode == 0
     assert "error: revision HEAD: found" in compare(Project(empty), "HEAD")[2]
+
+
+def report(project: Project, *words: str) -> tuple[int, str, str]:
+    done = project.run(sys.executable, "-m", "sqlora", "report", *words)
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stdout, " ".join(done.stderr.split())
+
+
+def test_page_of_two_commits(project: Project, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    status, text, message = report(project, "HEAD~1", "HEAD", "--out", str(page))
+    assert (status, text) == (0, f"HEAD~1 beside HEAD: {page}\n"), message
+    html = page.read_text()
+    assert "1 fixed, 0 broken, 1 right in both, 3 wrong in both. p = 1.000: may well be chance" in html
+    assert "None: both have the same params.yaml." in html
+    # The commits' subjects, which are "0" and "1" here.
+    assert re.findall(r"<dd>[0-9a-f]{7,} (\d)</dd>", html) == ["0", "1"]
+
+
+def test_page_of_a_commit_and_the_workspace(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    other = Project(folder)
+    other.set(lora__rank=4)
+    loss = folder / "results/loss.csv"
+    loss.write_text(re.sub(r"^2,[^,]*,", "2,0.125,", loss.read_text(), flags=re.MULTILINE))
+    status, text, message = report(other, "HEAD~1")
+    assert (status, text) == (0, "HEAD~1 beside workspace: comparison.html\n"), message
+    html = (folder / "comparison.html").read_text()
+    assert re.search(r"<code>lora.rank</code></th><td><code>2</code></td><td><code>4</code>", html)
+    assert "workspace: training loss from 0.125 to 0.125" in html
+    assert "HEAD~1: training loss from 0.125" not in html
+    assert "as the files are now" in html
+    assert other.run("git", "status", "--short", "comparison.html").stdout == ""  # not to be committed by mistake
+
+
+def test_page_of_what_is_not_there(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    other = Project(folder)
+    status, _, message = report(other, "nosuch")
+    assert status == 1
+    assert message.startswith("error: revision nosuch: found unknown Git revision 'nosuch'; expected a branch, tag,")
+    git(other, "checkout", "-q", "--orphan", "bare")
+    git(other, "rm", "-q", "-r", "--cached", "results")
+    git(other, "commit", "-q", "-m", "before any run")
+    status, _, message = report(other, "bare")
+    assert status == 1
+    assert message.startswith("error: results/training.json of bare: found no such file in that revision; expected the")
+    assert "dvc repro and commit results/" in message
+    shutil.rmtree(folder / ".dvc/cache")
+    status, _, message = report(other, "master" if "master" in other.run("git", "branch").stdout else "main")
+    assert status == 1
+    assert "found no copy in DVC's cache or remote" in message
+    (folder / "results/loss.csv").unlink()
+    assert "error: results/loss.csv: found no such file" in report(other, "workspace")[2]
+    assert not (folder / "comparison.html").exists()
+
+
+def test_a_damaged_result_names_its_revision(project: Project, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, symlinks=True)
+    other = Project(folder)
+    (folder / "results/training.json").write_text('{"iterations": "2"}')
+    git(other, "commit", "-q", "-a", "-m", "damaged")
+    status, _, message = report(other, "HEAD")
+    assert status == 1
+    assert message.startswith("error: HEAD/results/training.json: found iterations '2'")
+    assert message.endswith("Check HEAD out and run dvc repro there.")

@@ -234,16 +234,16 @@ def test_two_ranks_take_a_half_each_and_tell_each_other(model_folder: Path, tmp_
     model, tokenizer = model_that_stops(model_folder)
     questions, shares = examples()[:5], dict[int, Any]()
     with pytest.raises(KeyError):  # the first one to come has not heard of the other's
-        generate(model, tokenizer, questions, params(2, 12), group=Rank(0, shares))
-    got = generate(model, tokenizer, questions, params(2, 12), group=Rank(1, shares))
-    assert got == generate(model, tokenizer, questions, params(2, 12))
+        generate(model, tokenizer, questions, params(1, 12), group=Rank(0, shares))
+    got = generate(model, tokenizer, questions, params(1, 12), group=Rank(1, shares))
+    assert got == generate(model, tokenizer, questions, params(1, 12))
     halves = [[row[0] for row in share] for share in shares.values()]
     assert sorted(map(len, halves)) == [2, 3]
     assert sorted(halves[0] + halves[1]) == [0, 1, 2, 3, 4]
     alone = dict[int, Any]()
-    assert generate(model, tokenizer, [], params(2, 12), group=Rank(0, alone)) == []
+    assert generate(model, tokenizer, [], params(1, 12), group=Rank(0, alone)) == []
     with pytest.raises(KeyError):
-        generate(model, tokenizer, questions[:1], params(2, 12), group=Rank(1, alone))
+        generate(model, tokenizer, questions[:1], params(1, 12), group=Rank(1, alone))
     assert alone[1] == [], "a rank more than there are questions"
 
 

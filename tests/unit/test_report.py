@@ -4,194 +4,49 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from contract import ROOT
+from html_page import Page
+from report_run import (
+    EXAMPLES,
+    LOSS_HEADER,
+    PART,
+    SCORES,
+    TRAINING,
+    answer,
+    load,
+    question,
+    table,
+    write_made_up_run,
+    write_run,
+)
 
 from sqlora.errors import SqloraError
-from sqlora.jsonl import write_jsonl
-from sqlora.params.all import check_params
-from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
-from sqlora.report.breakdown import read_breakdown
-from sqlora.report.cases import OUTCOMES, make_cases, spread, visible
-from sqlora.report.curve import draw_loss
+from sqlora.params.all import SECTIONS
+from sqlora.report.breakdown import Group, read_breakdown
+from sqlora.report.cases import OUTCOMES, spread, visible
+from sqlora.report.curve import draw_loss, draw_memory
 from sqlora.report.dataset import read_parts
-from sqlora.report.page import DISAGREEMENTS, Run, render_page
-from sqlora.report.results import MEASURES, STRICT, LossPoint, read_loss, read_scores, read_training
+from sqlora.report.failures import SHOWN, group_failures
+from sqlora.report.intervals import draw_groups
+from sqlora.report.page import DISAGREEMENTS, LABELS, render_page
+from sqlora.report.results import LossPoint, read_loss, read_scores, read_training
 from sqlora.report.summary import WIDTH, summarise_run
-from sqlora.score.components import COMPONENTS
 from sqlora.score.judge import Disagreement, Outcome, judge
-from sqlora.score.predictions import Prediction, read_predictions
-from sqlora.score.summary import BREAKDOWN_COLUMNS, breakdown_rows, compare, summarise
+from sqlora.score.predictions import Prediction
 from sqlora.sql.execute import build_database
-from sqlora.text import Example, render_sql, write_examples
-from sqlora.wikisql.layout import LogicalForm, Table
-
-EXAMPLES = 43
-HOSTILE = "\x1b[2J\u202e</pre><script>alert('x')</script><img src=//evil.example/x onerror=alert(1)>"
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-LORA = LoraParams("lora", 8, 16, 20.0, 0.0, ("q_proj", "v_proj"))
-TRAIN: TrainParams = check_params(ROOT / "params.yaml")["train"]
-TRAIN = replace(TRAIN, batch_size=4, iterations=500, learning_rate=2e-3)
-TRAINING = {
-    "iterations": 500,
-    "final_train_loss": 0.2131,
-    "final_valid_loss": 0.2519,
-    "first_valid_loss": 5.2134,
-    "tokens_per_second": 1912.4,
-    "peak_memory_gb": 0.834,
-    "trainable_parameters": 1_703_936,
-    "total_parameters": 7_241_732_096,
-}
-PART = {
-    "examples": 1000,
-    "tables": 250,
-    "aggregates": {"none": 700, "MAX": 0, "COUNT": 300},
-    "conditions": {"1": 990, "2": 10},
-    "tokens": {"mean": 97.5, "median": 95, "p95": 131, "max": 1234},
-    "completion_tokens": {"mean": 31.5, "median": 30, "p95": 50, "max": 77},
-    "degenerate": 80,
-    "duplicates": 0,
-    "values_in_question": 0.98,
-    "questions_without_value": 20,
-    "questions_in_train": 3,
-    "unreadable": 0,
-}
-_SHARES = dict.fromkeys((*MEASURES, *STRICT.values()), 0.2)
-_SYSTEM = _SHARES | {
-    "components": dict.fromkeys(COMPONENTS, 0.2),
-    "intervals": {key: [0.1, 0.3] for key in (*_SHARES, *COMPONENTS)} | {"valid_sql": [0.1, 0.4]},
-    "outcomes": {"ok": 1},
-    "disagreements": {},
-}
-_CHANGE = {"both_right": 0, "fixed": 1, "broken": 0, "both_wrong": 0}
-_CHANGE |= {"difference": 0.1, "interval": [0.0, 0.2], "p_value": 0.5}
-SCORES = json.dumps({"examples": 1, "base": _SYSTEM, "adapter": _SYSTEM, "comparison": {"execution": _CHANGE}})
-LOSS_HEADER = "iteration,train_loss,valid_loss,tokens_per_second,peak_memory_gb"
-
-
-def question(index: int) -> Example:
-    header = ("No.", "Player <b>", "Club")
-    form = LogicalForm(1, 0, ((2, 0, f"Club {index}"), (0, 0, 7)))
-    return Example(f"1-{index}-1", f"Who is seven of club {index} & co?", header, ("real", "text", "text"), form)
-
-
-def table(example: Example, index: int) -> Table:
-    rows = [(number, f"Ann {index}-{number}", f"Club {index}" if number > 3 else "Ajax") for number in range(9)]
-    return Table(example.table_id, example.header, example.types, tuple(rows))
-
-
-def answer(example: Example, index: int) -> Prediction:
-    """Right for even questions; otherwise wrong, without an end or about another table."""
-    gold = " " + render_sql(example.sql, example)
-    if index % 2 == 0:
-        return Prediction(gold, True, 20)
-    return [
-        Prediction(gold.replace("No. = 7", "No. = 8"), True, 20),
-        Prediction(gold + " blowing off the rosshill", False, 100),
-        Prediction(gold.replace(example.table_id, "1-999-1"), True, 20),
-    ][index // 2 % 3]
+from sqlora.text import render_sql
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A repository after a run of 43 questions; the base model babbles and stops for the last one only."""
-    examples = [question(index) for index in range(EXAMPLES)]
-    answers = {
-        "base": [Prediction(f"\n{index}{HOSTILE}\n" * 3, index == EXAMPLES - 1, 99) for index in range(EXAMPLES)],
-        "adapter": [answer(example, index) for index, example in enumerate(examples)],
-    }
-    write_run(tmp_path, examples, answers)
+    """A repository after the made-up run."""
+    write_made_up_run(tmp_path)
     return tmp_path
-
-
-def write_run(root: Path, examples: list[Example], answers: dict[str, list[Prediction]]) -> None:
-    dataset = root / "artifacts/dataset"
-    for folder in (dataset, root / "artifacts/predictions", root / "results"):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_examples(dataset / "test.jsonl", examples)
-    build_database(dataset / "tables.db", [table(example, index) for index, example in enumerate(examples)])
-    scores: dict[str, object] = {"examples": len(examples)}
-    verdicts = {}
-    breakdown: list[Sequence[object]] = [BREAKDOWN_COLUMNS]
-    for system, predictions in answers.items():
-        write_jsonl(
-            root / f"artifacts/predictions/{system}.jsonl",
-            (
-                {"index": index, "completion": one.completion, "stopped": one.stopped, "tokens": one.tokens}
-                for index, one in enumerate(predictions)
-            ),
-        )
-        verdicts[system] = judge(examples, predictions, dataset / "tables.db")
-        scores[system] = summarise(examples, predictions, verdicts[system])
-        breakdown += breakdown_rows(system, examples, verdicts[system])
-    scores["comparison"] = compare(verdicts["base"], verdicts["adapter"])
-    (root / "results/breakdown.csv").write_text("".join(",".join(map(str, row)) + "\n" for row in breakdown))
-    (root / "results/dataset.json").write_text(json.dumps(dict.fromkeys(("train", "valid", "test"), PART)))
-    (root / "results/details.json").write_text(json.dumps(scores))
-    (root / "results/training.json").write_text(json.dumps(TRAINING))
-    shutil.copy(ROOT / "params.yaml", root)
-    (root / "results/loss.csv").write_text(
-        f"{LOSS_HEADER}\n0,,5.2134,,0.4\n10,4.5,,900.0,0.8\n500,0.2131,0.2519,910.0,0.8\n"
-    )
-
-
-def load(root: Path) -> Run:
-    examples = [question(index) for index in range(EXAMPLES)]
-    predictions = {
-        name: read_predictions(root / f"artifacts/predictions/{name}.jsonl", EXAMPLES) for name in ("base", "adapter")
-    }
-    return Run(
-        scores=read_scores(root / "results/details.json", EXAMPLES),
-        training=read_training(root / "results/training.json"),
-        loss=read_loss(root / "results/loss.csv"),
-        parts=read_parts(root / "results/dataset.json"),
-        breakdown=read_breakdown(root / "results/breakdown.csv"),
-        lora=LORA,
-        train=TRAIN,
-        cases=make_cases(
-            spread(EXAMPLES, 20), examples, predictions, root / "artifacts/dataset/tables.db", execute_as="form"
-        ),
-    )
-
-
-class Page(HTMLParser):
-    """Elements, ids and text of a page; fails on an element closed by another's end tag."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-        self.text = " ".join(" ".join(self.words).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    def values(self, attribute: str) -> list[str]:
-        return [attributes[attribute] or "" for _, attributes in self.elements if attribute in attributes]
 
 
 def test_page_is_well_formed_and_loads_nothing(root: Path) -> None:
@@ -225,11 +80,11 @@ def test_what_a_model_or_a_dataset_wrote_is_text(root: Path) -> None:
 def test_twenty_questions_evenly_spaced(root: Path) -> None:
     page = Page(render_page(load(root)))
     assert sum(tag == "article" for tag, _ in page.elements) == 20
-    indices = [index for index in range(EXAMPLES) if f"Who is seven of club {index} & co?" in page.text]
+    indices = [int(number) - 1 for number in re.findall(r"Question (\d+), table", page.text)]
     assert indices == spread(EXAMPLES, 20) == [position * 43 // 20 for position in range(20)]
     for index in indices:
         example = question(index)
-        assert f"table 1-{index}-1 , 9 rows" in page.text
+        assert f"Who is seven of club {index} & co? Question {index + 1}, table 1-{index}-1 , 9 rows" in page.text
         assert f"{render_sql(example.sql, example)} returns ann {index}-7" in page.text  # the gold SQL and its result
     assert spread(3, 20) == [0, 1, 2]
 
@@ -278,13 +133,89 @@ def test_scores_and_facts(root: Path) -> None:
         "0.252 from 5.213 before training",
         "1.704M 0.02% of 7,241.732M",
         "1,912 tokens a second",
-        "0.83 GB while training",
+        "0.83 GB measured while training",
+        "Base model demo Size 7,241.732M parameters, float32 Data demo, seed 1 Examples 1,000, 1,000, 1,000 train",
+        "greedy at most 100 tokens, constraint: none",
     ):
         assert fact in page.text
-    assert "predicted" not in page.text
+    assert "Predicted" not in page.text
+    assert "Frozen layers" not in page.text
+    assert "did not record its machine and versions" in page.text
     training = json.loads((root / "results/training.json").read_text())
     (root / "results/training.json").write_text(json.dumps(training | {"predicted_peak_memory_gb": 0.8151}))
-    assert "0.83 GB while training, 0.82 GB predicted" in Page(render_page(load(root))).text
+    assert "Predicted 0.82 GB before the run; measured 2% more" in Page(render_page(load(root))).text
+
+
+def test_machine_versions_and_durations(root: Path) -> None:
+    path = root / "results/training.json"
+    more = {"frozen_seconds": 7.25, "train_seconds": 147.0, "validation_seconds": 7500.4, "workers": 2}
+    more |= {"predicted_peak_memory_gb": 0.834, "environment": [["Device", "<b>CPU"], ["mlx", "0.32.4"]]}
+    path.write_text(json.dumps(TRAINING | more))
+    text = Page(render_page(load(root))).text
+    assert "Frozen layers 7.2 s Training steps 2 min 27 s Validation 2 h 05 min" in text
+    assert "Machine and versions Device <b>CPU mlx 0.32.4" in text
+    assert "Processes 2 that shared every step" in text
+    assert "Predicted 0.83 GB before the run; as measured" in text
+    assert "did not record" not in text
+
+
+def test_every_parameter_is_shown(root: Path) -> None:
+    text = Page(render_page(load(root))).text.split("Parameters")[-1]
+    for line in ("source demo checksum null", "targets q_proj, v_proj", "drop_degenerate false", "learning_rate 0.002"):
+        assert line in text
+    assert [text.index(f" {name} ") for name in SECTIONS] == sorted(text.index(f" {name} ") for name in SECTIONS)
+
+
+def test_errors_are_grouped_by_what_is_wrong(root: Path) -> None:
+    kinds = load(root).failures
+    # 21 odd questions: a value, no end and another table in turns, seven of each; the base never ends but once.
+    assert [(kind.name, kind.ran, dict(kind.counts)) for kind in kinds] == [
+        ("no_stop", False, {"base": 42, "adapter": 7}),
+        ("wrong_table", False, {"base": 0, "adapter": 7}),
+        ("condition values", True, {"base": 0, "adapter": 7}),
+        ("bad_syntax", False, {"base": 1, "adapter": 0}),
+    ]
+    assert [len(kind.examples) for kind in kinds] == [SHOWN, SHOWN, SHOWN, 1]
+    value = kinds[2].examples[0]
+    assert (value.index, value.gold_result, value.result) == (1, "ann 1-7", "ann 1-8")
+    assert kinds[3].system == "base"
+    page = Page(render_page(load(root)))
+    assert [attributes["data-kind"] for tag, attributes in page.elements if tag == "details"] == [k.name for k in kinds]
+    assert "wrong condition values 3 of 7, adapter" in page.text
+    assert "bad_syntax the only one, base" in page.text
+
+
+@pytest.mark.parametrize(
+    ("sql", "name"),
+    [
+        ("SELECT COUNT Player <b> FROM 1-3-1 WHERE Club = 'Club 3' AND No. = 7", "aggregate"),
+        ("SELECT Club FROM 1-3-1 WHERE Club = 'Club 3' AND No. = 7", "selected column"),
+        ("SELECT Player <b> FROM 1-3-1 WHERE Club = 'Club 3'", "condition columns"),
+        ("SELECT Player <b> FROM 1-3-1 WHERE Club = 'Club 3' AND No. > 7", "condition operators"),
+        ("SELECT Player <b> FROM 1-3-1 WHERE Club = 'Club 3' AND No. = 5", "condition values"),
+        ("SELECT Player <b> FROM 1-3-1 WHERE Club = 'Club 3' AND No. > 5", "several parts"),
+        ("SELECT Club FROM 1-3-1 WHERE Club = 'Club 3'", "several parts"),
+        ("", "empty"),
+    ],
+)
+def test_the_kind_of_an_error(tmp_path: Path, sql: str, name: str) -> None:
+    example, predictions = question(3), [Prediction(sql, True, 9)]
+    build_database(tmp_path / "tables.db", [table(example, 3)])
+    verdicts = judge([example], predictions, tmp_path / "tables.db")
+    (kind,) = group_failures([example], {"adapter": predictions}, {"adapter": verdicts})
+    assert kind.name == name
+    assert not group_failures([example], {"adapter": predictions}, {"adapter": [replace(verdicts[0], execution=True)]})
+
+
+def test_outcomes_to_filter_by(root: Path) -> None:
+    page = Page(render_page(load(root)))
+    radios = [attributes["id"] for tag, attributes in page.elements if tag == "input"]
+    adapter = ["adapter-all", "adapter-right", "adapter-wrong", "adapter-no_stop", "adapter-wrong_table"]
+    assert radios == [*adapter, "base-all", "base-no_stop"]
+    assert "Adapter all 20 right 13 wrong 2 no_stop 3 wrong_table 2 Base all 20 no_stop 20" in page.text
+    cases = [attributes for tag, attributes in page.elements if tag == "article"]
+    assert [case["data-adapter"] for case in cases].count("wrong") == 2
+    assert {case["data-base"] for case in cases} == {"no_stop"}
 
 
 def test_disagreements_with_the_official_evaluator_are_explained(root: Path) -> None:
@@ -328,6 +259,25 @@ def test_curve_of_small_or_missing_losses() -> None:
     flat = draw_loss([LossPoint(0, None, 0.0), LossPoint(5, 2.0, None)])
     assert "log scale" not in flat
     assert "training loss from 2.000 to 2.000" in draw_loss([LossPoint(5, 2.0, None)])
+
+
+def test_memory_chart(root: Path) -> None:
+    points = load(root).loss
+    assert "0.80 GB measured, 0.75 GB predicted" in draw_memory(points, 0.75)
+    assert "predicted" not in draw_memory(points, None)
+    assert draw_memory([LossPoint(0, None, 1.0)], 0.75) == ""
+    (root / "results/loss.csv").write_text("iteration,train_loss,valid_loss\n0,,1.5\n")
+    assert "Memory" not in Page(render_page(load(root))).text.replace("Time and memory", "").replace("Peak memory", "")
+
+
+def test_charts_of_hostile_names_are_text() -> None:
+    name = "$x^2$ <b>&\"'\\u\\1"
+    svg = draw_groups("hostile", name, [Group(name, 3, {"base": (0.5, 0.2, 0.8), "adapter": (1.0, 0.4, 1.0)})], LABELS)
+    page = Page(svg)
+    assert name in page.text
+    assert {tag for tag, _ in page.elements} <= {"svg", "g", "path", "text", "defs", "use", "clippath", "rect"}
+    assert all(name.startswith("hostile-") for name in page.values("id"))
+    assert page.values("aria-label") == [f"{name}. {name}: Base 50.0%, Adapter 100.0%"]
 
 
 def test_every_outcome_has_a_meaning() -> None:
@@ -375,6 +325,9 @@ def test_a_missing_file_is_named(tmp_path: Path, read: Callable[[Path], object])
         (read_training, json.dumps(TRAINING | {"iterations": True}), "iterations True"),
         (read_training, json.dumps(TRAINING | {"final_train_loss": float("nan")}), "final_train_loss nan"),
         (read_training, json.dumps({k: v for k, v in TRAINING.items() if k != "peak_memory_gb"}), "no key peak_memory"),
+        (read_training, json.dumps(TRAINING | {"environment": {"mlx": "1"}}), "environment {'mlx': '1'}"),
+        (read_training, json.dumps(TRAINING | {"environment": [["mlx"]]}), "environment [['mlx']]"),
+        (read_training, json.dumps(TRAINING | {"train_seconds": "1"}), "train_seconds '1'"),
         (read_parts, '{"train": {"examples": 1, "tables": 1}}', "no key train.degenerate"),
         (read_parts, '{"train": {"examples": 1}, "valid": {}, "test": {}}', "no key train.tables"),
         (read_parts, json.dumps({"train": PART}), "no key valid"),
@@ -400,7 +353,13 @@ def test_a_damaged_file_is_named(tmp_path: Path, read: Callable[[Path], object],
 
 def test_losses_that_were_not_measured_are_none(root: Path) -> None:
     points = read_loss(root / "results/loss.csv")
-    assert points == [LossPoint(0, None, 5.2134), LossPoint(10, 4.5, None), LossPoint(500, 0.2131, 0.2519)]
+    assert points == [
+        LossPoint(0, None, 5.2134, 0.4),
+        LossPoint(10, 4.5, None, 0.8),
+        LossPoint(500, 0.2131, 0.2519, 0.8),
+    ]
+    (root / "results/loss.csv").write_text("iteration,train_loss,valid_loss\n0,,1.5\n")
+    assert read_loss(root / "results/loss.csv") == [LossPoint(0, None, 1.5)]
 
 
 def test_summary(root: Path) -> None:

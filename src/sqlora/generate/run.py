@@ -111,7 +111,7 @@ def generate(
 def blocks_of(count: int, params: GenerateParams) -> int:
     """Into how many blocks so many questions are divided, each of which has some of every length."""
     together = max(1, params.batch_size // (params.execution_guided or 1))
-    return max(1, -(-count // (_BLOCK * together)), min(_SHARED, 2 * count // (3 * together)))
+    return max(-(-count // (_BLOCK * together)), min(_SHARED, 2 * count // (3 * together)))
 
 
 def shapes() -> Shapes:

@@ -102,7 +102,7 @@ def make_cases(
             gold = execute(example.sql, example, runner)
             rows, row_count = _excerpt(example, runner)
             sql = render_sql(example.sql, example)
-            cases.append(Case(index, example, rows, row_count, sql, _result(gold.rows), answers))
+            cases.append(Case(index, example, rows, row_count, sql, show_result(gold.rows), answers))
     return cases
 
 
@@ -115,6 +115,13 @@ def visible(text: str, keep: str = "") -> str:
         keep: characters to leave as they are, such as a line feed.
     """
     return "".join(char if char in keep or char.isprintable() else _sign(char) for char in text)
+
+
+def show_result(rows: tuple[Any, ...] | None) -> str:
+    """The values of a result, shortened; empty if nothing ran."""
+    if rows is None:
+        return ""
+    return shorten(tuple(_cell(value) for value in rows)) if rows else "no rows"
 
 
 def _sign(char: str) -> str:
@@ -138,13 +145,7 @@ def _answer(prediction: Prediction, verdict: Verdict) -> Answer:
     else:
         mark = verdict.outcome
         note = OUTCOMES.get(mark, "")
-    return Answer(prediction.completion.strip(), mark, note, _result(verdict.result))
-
-
-def _result(rows: tuple[Any, ...] | None) -> str:
-    if rows is None:
-        return ""
-    return shorten(tuple(_cell(value) for value in rows)) if rows else "no rows"
+    return Answer(prediction.completion.strip(), mark, note, show_result(verdict.result))
 
 
 def _excerpt(example: Example, runner: Runner) -> tuple[tuple[tuple[bool, tuple[str, ...]], ...], int]:

@@ -1,98 +1,101 @@
-"""Draws the loss curve as an SVG element that takes its colours and its font from the page around it."""
+"""Draws losses and memory by iteration."""
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
 
-from matplotlib import style
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from sqlora.report.results import LossPoint
+from sqlora.report.svg import FIRST, SECOND, TRAIN, VALID, chart, plain
 
-# Matplotlib knows no CSS variables: it draws in these colours, and the SVG's text is changed afterwards. None is
-# black, which the SVG writer leaves out because it is SVG's default.
-_TEXT, _RULE, _TRAIN, _VALID = "#010203", "#040506", "#070809", "#0a0b0c"
-_VARIABLES = {_TEXT: "--muted", _RULE: "--rule", _TRAIN: "--curve-train", _VALID: "--curve-valid"}
-_STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "sqlora",  # otherwise ids are random
-    "font.size": 11.5,
-    "text.color": _TEXT,
-    "axes.labelcolor": _TEXT,
-    "axes.edgecolor": _RULE,
-    "grid.color": _RULE,
-    "xtick.color": _RULE,
-    "ytick.color": _RULE,
-    "xtick.labelcolor": _TEXT,
-    "ytick.labelcolor": _TEXT,
-}
 # From this ratio on a linear axis shows the first steps and a flat line.
 _LOG_FROM = 10.0
+_HEIGHT = 3.9  # inches
 
 
 def draw_loss(points: Sequence[LossPoint]) -> str:
-    """An <svg> element with training and validation loss by iteration; equal points give equal bytes."""
+    """An <svg> element with training and validation loss by iteration."""
+    with chart(height=_HEIGHT, grid="y") as drawn:
+        train, valid = _series(points)
+        if train:
+            drawn.axes.plot(*zip(*train, strict=True), color=TRAIN, linewidth=1.6, label="training")
+        if valid:
+            drawn.axes.plot(
+                *zip(*valid, strict=True), "o-", color=VALID, linewidth=2.2, markersize=5, label="validation"
+            )
+        _loss_axes(drawn.axes, [loss for _, loss in train + valid])
+        drawn.legend()
+        return drawn.svg("loss", f"Loss by iteration: {_describe(points)}")
+
+
+def draw_losses(runs: Sequence[tuple[str, Sequence[LossPoint]]]) -> str:
+    """An <svg> element with the losses of two runs, each with its name: validation in thick lines, training in thin."""
+    with chart(height=_HEIGHT + 0.4, grid="y") as drawn:
+        losses: list[float] = []
+        for (name, points), colour in zip(runs, (FIRST, SECOND), strict=True):
+            train, valid = _series(points)
+            if train:
+                label = plain(f"{name}, training")
+                drawn.axes.plot(*zip(*train, strict=True), color=colour, linewidth=1.0, alpha=0.6, label=label)
+            if valid:
+                label = plain(f"{name}, validation")
+                drawn.axes.plot(*zip(*valid, strict=True), "o-", color=colour, linewidth=2.2, markersize=5, label=label)
+            losses += [loss for _, loss in train + valid]
+        _loss_axes(drawn.axes, losses)
+        drawn.legend()
+        described = "; ".join(f"{name}: {_describe(points)}" for name, points in runs)
+        return drawn.svg("loss", f"Loss by iteration. {described}")
+
+
+def draw_memory(points: Sequence[LossPoint], predicted: float | None) -> str:
+    """An <svg> element with the peak of memory up to each iteration and the peak that was predicted, in GB.
+
+    Empty where no memory was measured.
+    """
+    measured = [(point.iteration, point.memory_gb) for point in points if point.memory_gb is not None]
+    if not measured:
+        return ""
+    with chart(height=_HEIGHT, grid="y") as drawn:
+        drawn.axes.plot(*zip(*measured, strict=True), color=SECOND, linewidth=2.2, label="measured so far")
+        label = f"Peak of memory by iteration: {max(memory for _, memory in measured):.2f} GB measured"
+        if predicted is not None:
+            drawn.axes.axhline(predicted, color=FIRST, linewidth=1.8, linestyle="--", label="predicted before the run")
+            label += f", {predicted:.2f} GB predicted"
+        drawn.axes.set_ylim(0, 1.2 * max(predicted or 0.0, *(memory for _, memory in measured)))
+        drawn.axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+        drawn.axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+        drawn.axes.set_xlabel("iteration")
+        drawn.axes.set_ylabel("peak memory in GB")
+        drawn.legend()
+        return drawn.svg("memory", label)
+
+
+def _series(points: Sequence[LossPoint]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     train = [(point.iteration, point.train) for point in points if point.train is not None]
     valid = [(point.iteration, point.valid) for point in points if point.valid is not None]
-    losses = [loss for _, loss in train + valid]
-    # Settings of the user's own matplotlibrc must not reach the page, hence `default` first.
-    with style.context(["default", _STYLE]):
-        figure = Figure(figsize=(5.6, 3.9), layout="constrained")
-        figure.patch.set_visible(False)
-        axes = figure.add_subplot()
-        axes.patch.set_visible(False)
-        if train:
-            axes.plot(*zip(*train, strict=True), color=_TRAIN, linewidth=1.6, label="training")
-        if valid:
-            axes.plot(*zip(*valid, strict=True), "o-", color=_VALID, linewidth=2.2, markersize=5, label="validation")
-        log = bool(losses) and min(losses) > 0 and max(losses) > _LOG_FROM * min(losses)
-        if log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
-            axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("loss in nats per token" + ", log scale" * log)
-        axes.grid(axis="y", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["left", "top", "right"]].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        if losses:
-            figure.legend(
-                loc="outside upper left", ncols=2, frameon=False
-            )  # above the axes, where no line can cross it
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg")
-    return _inline(buffer.getvalue(), _describe(points))
+    return train, valid
+
+
+def _loss_axes(axes: Axes, losses: Sequence[float]) -> None:
+    log = bool(losses) and min(losses) > 0 and max(losses) > _LOG_FROM * min(losses)
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.set_xlabel("iteration")
+    axes.set_ylabel("loss in nats per token" + ", log scale" * log)
 
 
 def _describe(points: Sequence[LossPoint]) -> str:
-    texts = []
-    for name, losses in (
-        ("training", [point.train for point in points if point.train is not None]),
-        ("validation", [point.valid for point in points if point.valid is not None]),
-    ):
-        if losses:
-            texts.append(f"{name} loss from {losses[0]:.3f} to {losses[-1]:.3f}")
-    return f"Loss by iteration: {', '.join(texts)}, over {points[-1].iteration} iterations"
-
-
-def _inline(svg: str, label: str) -> str:
-    svg = svg[svg.index("<svg") :]
-    # The metadata hold a date and a version; the style would reach the whole page.
-    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg, flags=re.S)
-    # The page sets the size; the view box keeps the proportions.
-    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1)
-    # The text was measured in DejaVu Sans, which is wider than most: any font of the page fits. One version of
-    # matplotlib writes `font: 11px NAMES`, another `font-size: 11px; font-family: NAMES`.
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", svg)
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, f"var({variable})")
-    return svg.strip()
+    texts = [
+        f"{name} loss from {losses[0][1]:.3f} to {losses[-1][1]:.3f}"
+        for name, losses in zip(("training", "validation"), _series(points), strict=True)
+        if losses
+    ]
+    return f"{', '.join(texts)}, over {points[-1].iteration} iterations"

@@ -1,74 +1,79 @@
-"""Renders results/report.html: one file that holds its styles and its chart, loads nothing and runs no script."""
+"""Renders results/report.html: one file that holds its styles and its charts, loads nothing and runs no script."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from typing import Any
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
 from sqlora.report.breakdown import TITLES, Group
-from sqlora.report.cases import OUTCOMES, Case, visible
-from sqlora.report.curve import draw_loss
+from sqlora.report.cases import OUTCOMES, Case
+from sqlora.report.curve import draw_loss, draw_memory
 from sqlora.report.dataset import SPLITS, Part, rows
+from sqlora.report.facts import parameters, run_card
+from sqlora.report.failures import SHOWN, Kind
+from sqlora.report.intervals import draw_groups
 from sqlora.report.results import MEASURES, STRICT, SYSTEMS, LossPoint, Scores, Training
+from sqlora.report.template import render
 from sqlora.score.components import COMPONENTS
 
-_ADAPTERS = {"lora": "LoRA", "dora": "DoRA"}
-_TEMPLATE, _STYLES = "report.html.jinja", "report.css"  # package data, beside this file
+LABELS = {system: system.capitalize() for system in SYSTEMS}
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Everything that the page shows of one run."""
+    """Everything that the page shows of one run; params: section of params.yaml -> its dataclass."""
 
     scores: Scores
     training: Training
     loss: Sequence[LossPoint]
     parts: Mapping[str, Part]
     breakdown: Mapping[str, Sequence[Group]]
-    lora: LoraParams
-    train: TrainParams
+    params: Mapping[str, Any]
     cases: Sequence[Case]
+    failures: Sequence[Kind]
 
 
 def render_page(run: Run) -> str:
     """The page; equal runs give equal texts. Whatever a model or a data set wrote is escaped."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["visible"] = visible
-    # These two hold nothing but our own text and numbers; everything else goes through the escaping.
-    trusted = {"styles": Markup(_package_text(_STYLES)), "curve": Markup(draw_loss(run.loss))}
-    return environment.from_string(_package_text(_TEMPLATE)).render(
+    # What charts hold of a run is escaped by matplotlib and sqlora.report.svg.
+    charts = {
+        name: Markup(draw_groups(name.replace("_", "-"), TITLES[name], groups, LABELS))
+        for name, groups in run.breakdown.items()
+    }
+    return render(
+        "report.html.jinja",
         run=run,
         scores=run.scores,
         measures=MEASURES,
         strict=STRICT,
-        systems=SYSTEMS,
+        labels=LABELS,
         components={name: name.replace("_", " ").capitalize() for name in COMPONENTS},
-        verdict=_verdict(run.scores),
+        verdict=verdict(run.scores),
         disagreements=_disagreements(run.scores),
         titles=TITLES,
-        outcomes=_outcomes(run.scores),
+        card=run_card(run.params, run.training, run.parts),
+        parameters=parameters(run.params),
+        shown=SHOWN,
         splits=SPLITS,
         dataset=rows(run.parts),
-        facts=_facts(run),
-        **trusted,
+        curve=Markup(draw_loss(run.loss)),
+        memory=Markup(draw_memory(run.loss, run.training.predicted_peak_memory_gb)),
+        charts=charts,
+        filters={system: _marks(run.cases, system) for system in reversed(SYSTEMS)},
+        meanings=OUTCOMES,
     )
 
 
-def _verdict(scores: Scores) -> str:
+def verdict(scores: Scores) -> str:
     """Whether what the adapter changed is more than chance."""
     change = scores.change
-    low, high = (f"{100 * bound:+.1f}" for bound in change.interval)
-    p = "p < 0.001" if change.p_value < 0.001 else f"p = {change.p_value:.3f}"
     if not change.fixed + change.broken:
         return "The adapter changed no answer from wrong to right or back."
+    low, high = (f"{100 * bound:+.1f}" for bound in change.interval)
+    p = "p < 0.001" if change.p_value < 0.001 else f"p = {change.p_value:.3f}"
     word = "more than chance explains" if change.p_value < 0.05 else "may well be chance"
     return (
         f"{100 * change.difference:+.1f} points (95% interval {low} to {high}): {change.fixed:,} fixed, "
@@ -93,52 +98,8 @@ def _disagreements(scores: Scores) -> list[str]:
     ]
 
 
-def _outcomes(scores: Scores) -> list[tuple[str, str, list[int]]]:
-    """(outcome, its meaning, count for each system), `ok` first, then the most frequent."""
-    counts = {
-        name: [scores.systems[system].outcomes.get(name, 0) for system in SYSTEMS]
-        for name in {name for system in SYSTEMS for name in scores.systems[system].outcomes}
-    }
-    order = sorted(counts, key=lambda name: (name != "ok", -sum(counts[name]), name))
-    return [(name, OUTCOMES.get(name, ""), counts[name]) for name in order]
-
-
-def _facts(run: Run) -> list[tuple[str, str, str]]:
-    """(name, value, remark)."""
-    training, lora, train = run.training, run.lora, run.train
-    layers = f"top {lora.layers} layers" if lora.layers > 1 else "top layer"
-    share = training.trainable_parameters / training.total_parameters if training.total_parameters else 0.0
-    return [
-        ("Adapter", f"{_ADAPTERS[lora.adapter]}, rank {lora.rank}", f"on {', '.join(lora.targets)} of the {layers}"),
-        (
-            "Iterations",
-            f"{training.iterations:,}",
-            f"of batch {train.batch_size}, learning rate {train.learning_rate:g}",
-        ),
-        ("Training loss", f"{training.final_train_loss:.3f}", "at the end"),
-        (
-            "Validation loss",
-            f"{training.final_valid_loss:.3f}",
-            f"from {training.first_valid_loss:.3f} before training",
-        ),
-        (
-            "Trainable parameters",
-            _short(training.trainable_parameters),
-            f"{share:.2%} of {_short(training.total_parameters)}",
-        ),
-        ("Training speed", f"{training.tokens_per_second:,.0f}", "tokens a second"),
-        ("Peak memory", f"{training.peak_memory_gb:.2f} GB", _predicted(training.predicted_peak_memory_gb)),
-    ]
-
-
-def _predicted(memory: float | None) -> str:
-    return "while training" if memory is None else f"while training, {memory:.2f} GB predicted"
-
-
-def _short(count: float) -> str:
-    """A number of parameters as the reference prints it: 7,241.732M."""
-    return f"{count / 1e6:,.3f}M"
-
-
-def _package_text(name: str) -> str:
-    return files("sqlora.report").joinpath(name).read_text(encoding="utf-8")
+def _marks(cases: Sequence[Case], system: str) -> list[tuple[str, int]]:
+    """(mark, how many of the cases have it), `right` and `wrong` first, for the filter."""
+    marks = [case.answers[system].mark for case in cases]
+    order = ["right", "wrong", *OUTCOMES]
+    return [(mark, marks.count(mark)) for mark in sorted(set(marks), key=order.index)]

@@ -23,7 +23,9 @@ MEASURES = {
 }
 STRICT = {"execution_accuracy": "strict_execution_accuracy", "logical_form_accuracy": "strict_logical_form_accuracy"}
 
-_PREDICTED = "predicted_peak_memory_gb"  # runs of earlier versions have none
+# Runs of earlier versions have not recorded these.
+_OPTIONAL = ("predicted_peak_memory_gb", "frozen_seconds", "train_seconds", "validation_seconds", "workers")
+_MEMORY = "peak_memory_gb"
 _EXACT = 10_000  # up to so many examples a share of four decimals belongs to one count only
 
 
@@ -82,7 +84,10 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """results/training.json; losses in nats per token; predicted_peak_memory_gb is None where nothing was predicted."""
+    """results/training.json; losses in nats per token. What a run of an earlier version has not recorded is None.
+
+    environment: (name, value) of the machine and the versions that trained; empty if not recorded.
+    """
 
     iterations: float
     first_valid_loss: float
@@ -93,15 +98,21 @@ class Training:
     trainable_parameters: float
     total_parameters: float
     predicted_peak_memory_gb: float | None
+    frozen_seconds: float | None
+    train_seconds: float | None
+    validation_seconds: float | None
+    workers: float | None
+    environment: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
-    """A row of results/loss.csv; a loss that was not measured is None."""
+    """A row of results/loss.csv; what was not measured is None. memory_gb: the peak of memory so far."""
 
     iteration: int
     train: float | None
     valid: float | None
+    memory_gb: float | None = None
 
 
 def read_scores(path: Path, examples: int) -> Scores:
@@ -130,11 +141,11 @@ def read_training(path: Path) -> Training:
     """Read results/training.json; raises SqloraError for a missing file, or a key that is missing or no number."""
     record = read_json(path)
     # Slots have no defaults, so their names are the keys.
-    numbers: dict[str, Any] = {_PREDICTED: None}
-    for name in Training.__slots__:
-        if name in record or name != _PREDICTED:
-            numbers[name] = read_number(path, record, name)
-    return Training(**numbers)
+    names = [name for name in Training.__slots__ if name != "environment"]
+    numbers = {
+        name: None if name in _OPTIONAL and name not in record else read_number(path, record, name) for name in names
+    }
+    return Training(**numbers, environment=_environment(path, record.get("environment", [])))  # type: ignore[arg-type]
 
 
 def read_loss(path: Path) -> list[LossPoint]:
@@ -148,14 +159,22 @@ def read_loss(path: Path) -> list[LossPoint]:
                 iteration = _cell(where, row, "iteration")
                 if iteration is None:
                     damaged(where, "no iteration", "a number in every row")
-                points.append(
-                    LossPoint(int(iteration), _cell(where, row, "train_loss"), _cell(where, row, "valid_loss"))
-                )
+                train, valid = (_cell(where, row, f"{name}_loss") for name in ("train", "valid"))
+                memory = _cell(where, row, _MEMORY) if _MEMORY in row else None
+                points.append(LossPoint(int(iteration), train, valid, memory))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         unreadable(path, error, "the losses that the train stage writes")
     if not points:
         damaged(path, "no row", "the losses that the train stage writes")
     return points
+
+
+def _environment(path: Path, value: Any) -> tuple[tuple[str, str], ...]:
+    pairs = value if isinstance(value, list) else [value]
+    for pair in pairs:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            damaged(path, f"environment {value!r:.80}", "a list of [name, value] under environment")
+    return tuple((name, text) for name, text in pairs)
 
 
 def _score(path: Path, record: dict[str, Any], system: str) -> Score:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from sqlora.errors import SqloraError
 from sqlora.params.reader import PARAMS_FILE
 from sqlora.score.judge import Verdict, judge
 from sqlora.score.predictions import Prediction, read_predictions
+from sqlora.score.revision_files import named_after, read_sections, revision_files
 from sqlora.score.statistics import pair
 from sqlora.score.summary import describe_pair, summarise
 from sqlora.text import Example, read_examples
 
-WORKSPACE = "workspace"
 DATASET = "artifacts/dataset"
 PREDICTIONS = "artifacts/predictions"
 
@@ -129,21 +125,11 @@ def _places(examples: Sequence[Example]) -> dict[tuple[str, str, str, int], int]
 
 
 def _read(root: Path, revision: str, system: str) -> Run:
-    with _files(root, revision, system) as (folder, execute_as):
-        try:
-            # An older revision may have rendered numbers differently; what it asked is all that counts.
-            examples = read_examples(folder / DATASET / "test.jsonl", any_text=True)
-            predictions = read_predictions(folder / PREDICTIONS / f"{system}.jsonl", len(examples))
-            verdicts = judge(examples, predictions, folder / DATASET / "tables.db", execute_as=execute_as)
-        except SqloraError as error:
-            if revision == WORKSPACE:
-                raise
-            raise SqloraError(
-                error.where.replace(str(folder), revision),
-                found=error.found,
-                expected=error.expected,
-                next_step=f"Check {revision} out and run dvc repro there.",
-            ) from None
+    with _files(root, revision, system) as (folder, execute_as), named_after(revision, folder):
+        # An older revision may have rendered numbers differently; what it asked is all that counts.
+        examples = read_examples(folder / DATASET / "test.jsonl", any_text=True)
+        predictions = read_predictions(folder / PREDICTIONS / f"{system}.jsonl", len(examples))
+        verdicts = judge(examples, predictions, folder / DATASET / "tables.db", execute_as=execute_as)
     return Run(revision, examples, predictions, verdicts)
 
 
@@ -151,51 +137,11 @@ def _read(root: Path, revision: str, system: str) -> Run:
 def _files(root: Path, revision: str, system: str) -> Iterator[tuple[Path, str]]:
     """A folder that holds the dataset and the predictions of a revision in their places, and its score.execute."""
     names = (f"{DATASET}/test.jsonl", f"{DATASET}/tables.db", f"{PREDICTIONS}/{system}.jsonl")
-    if revision == WORKSPACE:
-        for name in names:
-            if not (root / name).is_file():
-                raise SqloraError(
-                    root / name, found="no such file", expected="a finished run", next_step="Run dvc repro."
-                )
-        yield root, _execute_as(root / PARAMS_FILE)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in (*names, str(PARAMS_FILE)):
-            _fetch(root, revision, name, Path(scratch) / name)
-        yield Path(scratch), _execute_as(Path(scratch) / PARAMS_FILE)
+    with revision_files(root, revision, (*names, str(PARAMS_FILE))) as folder:
+        yield folder, _execute_as(folder / PARAMS_FILE)
 
 
 def _execute_as(params: Path) -> str:
     """score.execute of a revision, whose other parameters may be those of another version; older ones had none."""
-    try:
-        section = (YAML(typ="safe", pure=True).load(params.read_text(encoding="utf-8")) or {}).get("score")
-    except (YAMLError, AttributeError, UnicodeDecodeError, OSError):
-        section = None
+    section = read_sections(params).get("score")
     return "text" if section == {"execute": "text"} else "form"
-
-
-def _fetch(root: Path, revision: str, name: str, target: Path) -> None:
-    # Imported here because it takes a second.
-    from dvc.api import DVCFileSystem
-    from dvc.exceptions import DvcException
-    from dvc.scm import SCMError
-    from dvc_data.index import DataIndexDirError
-    from scmrepo.exceptions import SCMError as GitError
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        DVCFileSystem(str(root), rev=revision).get_file(name, str(target))
-    except (SCMError, GitError) as error:
-        raise SqloraError(
-            f"revision {revision}",
-            found=str(error),
-            expected="a branch, tag, commit or experiment of this repository, or `workspace`",
-            next_step="`git log --oneline` and `dvc exp show` list what there is.",
-        ) from None
-    except (DvcException, DataIndexDirError, OSError) as error:
-        raise SqloraError(
-            f"{name} of {revision}",
-            found=f"no copy in DVC's cache or remote ({' '.join(str(error).split())[:200]})",
-            expected="the outputs of a finished run",
-            next_step=f"Fetch it with `dvc fetch --all-commits`, or check {revision} out and run dvc repro there.",
-        ) from None

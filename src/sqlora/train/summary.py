@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlora.environment import environment
 from sqlora.train.run import Trained
 
 
@@ -36,4 +37,5 @@ def summarise(trained: Trained, predicted_peak: int, trainable: int, total: int)
         "predicted_peak_memory_gb": round(predicted_peak / 1e9, 3),
         "trainable_parameters": trainable,
         "total_parameters": total,
+        "environment": environment(),
     }
