@@ -137,7 +137,7 @@ def write_run(root: Path, examples: list[Example], answers: dict[str, list[Predi
 
 def load(root: Path) -> Run:
     predictions = {name: root / f"artifacts/predictions/{name}.jsonl" for name in ("base", "adapter")}
-    names = ("score.json", "breakdown.csv", "training.json", "loss.csv", "dataset.json")
+    names = ("details.json", "breakdown.csv", "training.json", "loss.csv", "dataset.json")
     files = Files(root / "artifacts/dataset", predictions, *(root / "results" / name for name in names))
     return read_run(files, check_params(ROOT / "params.yaml") | {"lora": LORA, "train": TRAIN})
 

@@ -14,7 +14,7 @@ from sqlora.report.reading import damaged, read_counts, read_json, read_number, 
 from sqlora.score.components import COMPONENTS
 
 SYSTEMS = ("base", "adapter")
-# Measures of score.json -> what people call them, in the order in which they are shown.
+# Measures of details.json -> what people call them, in the order in which they are shown.
 MEASURES = {
     "execution_accuracy": "Execution accuracy",
     "logical_form_accuracy": "Logical-form accuracy",
@@ -116,7 +116,7 @@ class LossPoint:
 
 
 def read_scores(path: Path, examples: int) -> Scores:
-    """Read results/score.json.
+    """Read results/details.json.
 
     Args:
         examples: size of the test split that the scores must be about.

@@ -34,7 +34,7 @@ class Files:
 
 
 def read_run(files: Files, params: Mapping[str, Any]) -> Run:
-    """Read everything, and judge the predictions once more for what score.json does not say.
+    """Read everything, and judge the predictions once more for what details.json does not say.
 
     Args:
         params: section of params.yaml -> its dataclass.

@@ -41,7 +41,7 @@ class Run:
         )
 
     def summary(self) -> dict[str, Any]:
-        """What score.json would say of it."""
+        """What details.json would say of it."""
         return summarise(self.examples, self.predictions, self.verdicts)
 
 
