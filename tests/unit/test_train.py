@@ -37,6 +37,7 @@ from sqlora.train.report import Report
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
+from sqlora.train.summary import summarise
 from sqlora.train.upper import Upper, fill_store
 from sqlora.train.validation import Data, validation_losses
 
@@ -548,6 +549,15 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
     assert equal(arrays(whole), arrays(resumed))
     assert whole.step == resumed.step
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+def test_a_run_that_goes_on_from_its_end_tells_the_time_and_memory_of_all_of_it(model_folder: Path) -> None:
+    first, again = run(model_folder, iterations=4), run(model_folder, iterations=4)
+    # The first one's seconds behind its last checkpoint are lost; the second one's, in which nothing happens, count.
+    assert again.train_seconds > 0.5 * first.train_seconds > 0
+    assert again.validation_seconds == pytest.approx(first.validation_seconds)
+    figures = dataclasses.replace(again, peaks=[0.0])
+    assert summarise(figures, 1, 1, 1)["peak_memory_gb"] == max(report.peak_memory_gb for report in first.reports) > 0
 
 
 @pytest.mark.parametrize("batch", [1, 3, 5])

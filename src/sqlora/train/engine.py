@@ -53,7 +53,7 @@ class Engine:
         step: how many steps the adapter has seen.
         best_step: of them the number after which validation was best.
         reports: all of the run, those of earlier processes included.
-        validation_seconds: of this process.
+        train_seconds, validation_seconds: of the run, earlier processes included as far as their checkpoints go.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class Engine:
     ) -> None:
         self.step, self.best_step = 0, 0
         self.reports: list[Report] = []
-        self.validation_seconds = 0.0
+        self.train_seconds = self.validation_seconds = 0.0
+        self._timed = time.perf_counter()
         self._stepper, self._train, self._valid, self._params = stepper, train, valid, params
         self._folder, self._tell, self._stop, self._asked, self._group = folder, report, stop, asked, group
         self._best: dict[str, mx.array] = {}
@@ -88,6 +89,7 @@ class Engine:
             SqloraError: a loss or gradient that is not finite; damaged checkpoints.
             Interrupted: `stop` or `asked` said so; a checkpoint is saved.
         """
+        self._timed = time.perf_counter()
         self._resume()
         if self._due(self._params.validate_every) and (not self.reports or self.reports[-1].iteration < self.step):
             self._pause()  # at the start, or where an earlier process was interrupted
@@ -103,9 +105,15 @@ class Engine:
                 if last.train_loss is not None:
                     rate = f"{last.tokens_per_second:.0f} tokens/s, " if last.tokens_per_second else ""
                     bar.set_postfix_str(f"loss {last.train_loss:.3f}, {rate}{last.peak_memory_gb:.2f} GB")
+        self._count_seconds()
         if self._params.keep == "best":
             return self._best
         return self._stepper.adapter()
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self._timed
+        self._timed = now
 
     def _next_pause(self) -> int:
         every = (self._params.report_every, self._params.validate_every, self._params.checkpoint_every)
@@ -189,7 +197,9 @@ class Engine:
             mx.eval(self._best)
         else:
             self._worse += 1
-        self.validation_seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.validation_seconds += seconds
+        self.train_seconds -= seconds
         self._report(completion, every)
 
     def _report(self, completion: float | None = None, every: float | None = None) -> None:
@@ -199,6 +209,7 @@ class Engine:
         self._tell(report)
 
     def _save(self) -> None:
+        self._count_seconds()
         record = {
             "reports": [asdict(report) for report in self.reports],
             "since": self._meter.losses,
@@ -206,6 +217,7 @@ class Engine:
             "best_step": self.best_step,
             "worse": self._worse,
             "norm": self._meter.norm,
+            "seconds": [self.train_seconds, self.validation_seconds],
         }
         if self._group.rank == 0:
             adapter, optimizer = self._stepper.adapter(), flatten(self._stepper.optimizer.state)
@@ -221,6 +233,7 @@ class Engine:
         self._best = checkpoint.best
         self._best_loss, self.best_step, self._worse = record["best_loss"], record["best_step"], record["worse"]
         self._meter.restore(record["since"], record["norm"])
+        self.train_seconds, self.validation_seconds = record["seconds"]
         self.step = self._saved_step = checkpoint.step
         self.reports = [Report(**report) for report in record["reports"]]
         for report in self.reports:

@@ -27,7 +27,8 @@ def summarise(trained: Trained, predicted_peak: int, trainable: int, total: int)
         "final_valid_loss_all": valid[-1].valid_loss_all,
         # The median, because the first steps are slower.
         "tokens_per_second": rates[len(rates) // 2],
-        "peak_memory_gb": max(trained.peaks),  # of one process, the others have as much
+        # Of one process, the others have as much; of all that worked on the run, if it was interrupted.
+        "peak_memory_gb": max(*trained.peaks, *(report.peak_memory_gb for report in trained.reports)),
         "workers": len(trained.peaks),
         "frozen_seconds": round(trained.frozen_seconds, 1),
         "train_seconds": round(trained.train_seconds, 1),
