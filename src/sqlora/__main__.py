@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
+import sys
 from pathlib import Path
 
 from sqlora.ask.arguments import add_arguments
@@ -111,5 +114,16 @@ def main() -> int:
     return 0
 
 
+def main_in_a_pipe() -> int:
+    """As `main`, and quiet where whoever reads the output has had enough, as in `… | head -1`."""
+    try:
+        status = main()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        return 128 + signal.SIGPIPE
+
+
 if __name__ == "__main__":
-    run(main)
+    run(main_in_a_pipe)

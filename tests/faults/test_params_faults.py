@@ -105,3 +105,18 @@ def test_an_unexpected_error_is_one_paragraph_with_the_details_in_a_file(tmp_pat
     assert "ZeroDivisionError" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Traceback" in (tmp_path / ".sqlora" / "crash.txt").read_text()
+
+
+def test_who_reads_the_output_may_stop_reading() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "sqlora", "plan", "--shape", "demo"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
