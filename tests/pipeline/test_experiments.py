@@ -159,5 +159,6 @@ def test_apply(project: Project, table: dict[str, dict[str, Any]]) -> None:
     params = (project.folder / "params.yaml").read_text()
     assert "learning_rate: 0.05" in params
     training = json.loads((project.folder / "results/training.json").read_text())
+    assert training.pop("environment"), "a list, which no table shows"
     assert training == metrics(table["b2-l2"], "training")
     assert project.repro() == set()

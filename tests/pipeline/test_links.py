@@ -46,7 +46,7 @@ COMMAND = """
 import re, sys
 from ruamel.yaml import YAML
 command = YAML(typ="safe").load(open("dvc.yaml"))["stages"]["{}"]["cmd"]
-print(re.sub(r"^PATH=\\S+ ", "", command))
+print(re.sub(r"^([A-Z]+=\\S+ )+", "", command))
 """
 
 

@@ -110,7 +110,9 @@ def test_the_workflow_for_teams_is_sound() -> None:
 
 def test_make_hands_its_arguments_on() -> None:
     def shown(*arguments: str) -> str:
-        return subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        # The tests may run under make themselves, which then would say where it goes.
+        command = ["make", "--no-print-directory", "-n", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert shown("share", "REMOTE=/mnt/a team").endswith('python -m sqlora share "/mnt/a team"\n')
     assert shown("share").rstrip().endswith("python -m sqlora share")
