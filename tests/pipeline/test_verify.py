@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from sqlora.verify.command import run
 
@@ -293,3 +294,24 @@ def test_the_command(repository: Repository) -> None:
     assert "found no default remote" in repository.command("--remote")
     shutil.rmtree(repository.folder / ".dvc")
     assert "expected a DVC repository" in repository.command()
+
+
+def test_an_object_that_is_gone_from_the_cache_is_told_with_what_keeps_the_stage_from_running_again(
+    repository: Repository,
+) -> None:
+    path = repository.object("one.bin")
+    path.parent.chmod(0o755)
+    path.unlink()
+    told = " ".join(repository.verify(status=0).split())
+    assert "0 damaged" in told
+    assert "not in the cache" in told
+    assert "`dvc commit --force STAGE`" in told
+    stage = next(iter(YAML(typ="safe").load(PIPELINE)["stages"]))
+    repository.run(f"dvc commit --force {stage}")
+    assert path.exists()
+    assert "Running stage" not in repository.run("dvc repro")
+
+
+def test_a_good_copy_takes_the_place_of_a_damaged_object_in_one_step(repository: Repository) -> None:
+    flip_bit(repository.object("one.bin"))
+    assert not any(command.startswith("rm ") for command in repository.found()["restore"])

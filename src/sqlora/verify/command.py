@@ -58,6 +58,11 @@ def _text(result: Audit, commands: list[str], remote: bool) -> str:
         if paths:
             more = f" and {len(paths) - _SHOWN} more" * (len(paths) > _SHOWN)
             lines.append(f"not in the {where}, which is no damage: {', '.join(paths[:_SHOWN])}{more}")
+            if where == "cache":
+                lines.append(
+                    "But if it is a stage's output, the next `dvc repro` runs the stage again. `dvc fetch` brings "
+                    "what a remote has; `dvc commit --force STAGE` takes what is in the workspace."
+                )
     if _empty_remote(result):
         lines.append("nothing at all was found in the remote: check its address and the connection, or run `dvc push`")
     lines += [f"the files of {path} are unknown: its listing is not in the cache" for path in result.unread]

@@ -15,6 +15,7 @@ _PHASES = (
     "# delete",
     "cp ",
     "chmod ",
+    "mv ",
     "dvc fetch",
     "dvc commit",
     "dvc repro",
@@ -38,7 +39,9 @@ def restoring(root: Path, audit: Audit, damage: Damage) -> list[str]:
         return _resend(audit, damage)
     delete = [f"rm -rf {path}" if (root / damage.path).is_dir() else f"rm -f {path}"]
     if damage.where == "cache":
-        return delete + _refill(audit, damage, str(oid))
+        refill = _refill(audit, damage, str(oid))
+        # A good copy takes the bad one's place in one step: without either, dvc repro would run the stage again.
+        return refill if refill[-1].startswith("mv ") and not (root / damage.path).is_dir() else delete + refill
     if oid is None:
         return delete
     if not output.cached:
@@ -55,8 +58,8 @@ def restoring(root: Path, audit: Audit, damage: Damage) -> list[str]:
 def _refill(audit: Audit, damage: Damage, oid: str) -> list[str]:
     """Put a good object where a bad one was."""
     if (copy := audit.healthy.get(("workspace", oid))) is not None:
-        place = shlex.quote(damage.path)
-        return [f"cp {shlex.quote(copy)} {place}", f"chmod 444 {place}"]
+        place, beside = shlex.quote(damage.path), shlex.quote(damage.path + ".new")
+        return [f"cp {shlex.quote(copy)} {beside}", f"chmod 444 {beside}", f"mv -f {beside} {place}"]
     if oid.endswith(".dir") and not _remote_may_have(audit, oid) and damage.output.path not in audit.unread:
         return [f"dvc commit --force {shlex.quote(damage.output.stage)}"]  # writes the listing of what is there
     return _from_elsewhere(audit, damage, oid)
