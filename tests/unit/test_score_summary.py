@@ -177,7 +177,7 @@ def test_error_rows(judged: dict[str, Judged]) -> None:
         "base_outcome": "bad_syntax",
         "base_result": "",
         "adapter": "SELECT Club FROM 1-10-1",
-        "adapter_outcome": "ok",
+        "adapter_outcome": "wrong",
         "adapter_result": "ajax, ajax, lyon",
     }
 

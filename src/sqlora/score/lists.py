@@ -59,8 +59,15 @@ def error_rows(examples: Sequence[Example], base: Judged, adapter: Judged) -> It
         row.append(shorten(verdict.gold_result))
         for system in (base, adapter):
             answer = system.verdicts[index]
-            row += [system.predictions[index].completion.strip(), answer.outcome, shorten(answer.result)]
+            row += [system.predictions[index].completion.strip(), _outcome(answer), shorten(answer.result)]
         yield row
+
+
+def _outcome(verdict: Verdict) -> str:
+    """The outcome as people say it: a valid query is `right` or `wrong`, by its result."""
+    if verdict.outcome != "ok":
+        return verdict.outcome
+    return "right" if verdict.execution else "wrong"
 
 
 def change_rows(examples: Sequence[Example], base: Judged, adapter: Judged) -> Iterator[list[object]]:
