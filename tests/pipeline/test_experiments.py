@@ -135,7 +135,7 @@ def test_plots_compare_the_revisions(project: Project, tmp_path: Path) -> None:
         "results_loss_csv": "Speed of training",
         "results_details_json": "Scores of the test questions, with 95% intervals",
         "results_breakdown_csv": "Execution accuracy of the adapter by aggregate, with 95% intervals",
-        "results_errors_csv": "Outcomes of the questions in errors.csv (those that the adapter got wrong, and a few others)",
+        "results_errors_csv": "Outcomes of the questions in errors.csv: the adapter's errors and a few others",
     }
     for name, chart in charts.items():
         assert {row["rev"] for row in chart["data"]["values"]} == set(REVISIONS), name
