@@ -26,6 +26,7 @@ from sqlora.params.all import check_params
 from sqlora.text import read_examples
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
+from sqlora.train.feed import transfer
 from sqlora.train.loss import make_batch
 from sqlora.train.lora import add_lora
 from sqlora.train.step import Stepper
@@ -40,7 +41,7 @@ rows = read_examples(Path("artifacts/dataset/train.jsonl"))
 examples = [tokenizer.encode_example(row.prompt, row.completion) for row in rows]
 lengths = [len(e.tokens) - 1 for e in examples]
 buckets = choose_lengths(lengths)
-stepper = Stepper(model, params["train"], compiled=False)
+stepper = Stepper(model, params["lora"], params["train"])
 
 def fetch(chosen, length):
     batch = np.zeros((len(chosen), length), dtype=np.int32)
@@ -54,7 +55,7 @@ for number in range(int(sys.argv[1]) + 1):
     length = bucket_of(max(lengths[index] for index in chosen), buckets)
     batch = make_batch(examples, chosen, fetch, rows=len(chosen), length=length, counted=0, kind="completion")
     started = time.perf_counter()
-    mx.eval(stepper.step([batch]), stepper.model.trainable_parameters())
+    mx.eval(*stepper.step(transfer([batch])), stepper.adapter())
     if number:  # the first one warms up
         print(time.perf_counter() - started)
 """
