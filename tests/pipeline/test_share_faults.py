@@ -111,14 +111,19 @@ def test_a_killed_pull_from_a_folder_is_completed(a: Project, folder: Remote, tm
     assert "up to date" in must(b, "dvc", "status")
 
 
-def test_a_push_to_s3_that_stalls_and_is_killed_is_completed(a: Project, s3: Remote, tmp_path: Path) -> None:
+def kill_while_held(s3: Remote, method: str, project: Project, command: str) -> None:
+    """Start a dvc command, let the server answer fifty requests of a method, and kill the command while it waits."""
     assert s3.server
-    s3.server.hold("PUT", after=50)
-    process = start(a, "dvc", "push")
+    s3.server.hold(method, after=50)
+    process = start(project, "dvc", command)
     assert s3.server.held.wait(60)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     s3.server.release()
+
+
+def test_a_push_to_s3_that_stalls_and_is_killed_is_completed(a: Project, s3: Remote, tmp_path: Path) -> None:
+    kill_while_held(s3, "PUT", a, "push")
     wait_until(lambda: len(s3.objects()) >= 50)
     assert len(s3.objects()) < OBJECTS
     assert not any(path.endswith(".dir") for path in s3.objects())  # it would stand for files that are not there
@@ -128,15 +133,9 @@ def test_a_push_to_s3_that_stalls_and_is_killed_is_completed(a: Project, s3: Rem
 
 
 def test_a_pull_from_s3_that_stalls_and_is_killed_is_completed(a: Project, s3: Remote, tmp_path: Path) -> None:
-    assert s3.server
     must(a, "dvc", "push")
     b = clone(a, tmp_path / "b")
-    s3.server.hold("GET", after=50)
-    process = start(b, "dvc", "pull")
-    assert s3.server.held.wait(60)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    s3.server.release()
+    kill_while_held(s3, "GET", b, "pull")
     assert objects_below(b.folder / ".dvc/cache") < OBJECTS
     must(b, "dvc", "pull")
     assert "0 damaged" in must(b, "python", "-m", "sqlora", "verify")

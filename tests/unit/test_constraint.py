@@ -13,11 +13,11 @@ import mistral_common
 import numpy as np
 import pytest
 import tokenizers
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLExecutor, LLMatcher, LLTokenizer
 from tiny_model import tokenizer_bytes
 
 from sqlora.convert.tokenizer import convert_tokenizer
-from sqlora.generate.constraint import Constraint
+from sqlora.generate.constraint import Constraint, fill
 from sqlora.generate.grammar import beginning
 from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.sql.parse import parse_sql
@@ -240,7 +240,7 @@ def write_at_random(
 def allowed(case: Case, constraint: Constraint) -> list[int]:
     size = case.vocabulary.vocab_size
     masks = np.zeros((1, -(-size // 32)), np.int32)
-    constraint.fill(masks, 0)
+    fill({0: constraint}, masks, LLExecutor(1))
     return [int(token) for token in np.flatnonzero(np.unpackbits(masks.view(np.uint8), bitorder="little"))]
 
 

@@ -13,6 +13,7 @@ from sqlora.mlx import mx, nn, tree_map
 
 import numpy as np
 import pytest
+from llguidance import LLExecutor
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from tiny_llama import write_model
 
@@ -20,7 +21,7 @@ from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
-from sqlora.generate.constraint import Constraint
+from sqlora.generate.constraint import Constraint, fill
 from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
 from sqlora.generate.guided import Beam, Guided
 from sqlora.generate.run import generate, returns_something
@@ -186,7 +187,7 @@ def longest_query(tokenizer: Tokenizer, constraint: Constraint, tokens: list[int
         constraint.take(token)
         if not constraint.finished():
             mask = np.zeros((1, 16), np.int32)
-            constraint.fill(mask, 0)
+            fill({0: constraint}, mask, LLExecutor(1))
             if mask[0, tokenizer.eos // 32] >> (tokenizer.eos % 32) & 1:
                 longest = count
     return longest
@@ -344,7 +345,7 @@ def token_by_token(
         elif constraint.finished():
             return written, True
         else:
-            constraint.fill(mask, 0)
+            fill({0: constraint}, mask, LLExecutor(1))
             bits = np.unpackbits(mask.view(np.uint8), bitorder="little").astype(bool)
             chosen = int(np.argmax(np.where(bits, np.array(logits), -np.inf)))
             if chosen == tokenizer.eos:

@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLTokenizer
-from llguidance.numpy import fill_next_token_bitmask, fill_next_token_bitmask_par
+from llguidance.numpy import fill_next_token_bitmask_par
 from numpy.typing import NDArray
 
 from sqlora.errors import SqloraError
@@ -57,14 +57,8 @@ class Constraint:
         if self._matcher is None:
             self._matcher = self._building.result()
 
-    def fill(self, masks: Mask, row: int) -> None:
-        """Set the bits of the tokens that may come next, EOS among them, in masks[row] (vocabulary / 32 words)."""
-        self.start()
-        assert self._matcher
-        fill_next_token_bitmask(self._matcher, masks, row)
-
     def take(self, token: int) -> None:
-        """Go one token on, which must be one of those that `fill` allowed and not EOS."""
+        """Go one token on, which must be one of those that `fill` allows and not EOS."""
         self._take([token])
 
     def _take(self, tokens: list[int]) -> None:
@@ -136,7 +130,10 @@ class Constraint:
 
 
 def fill(constraints: Mapping[int, Constraint], masks: Mask, threads: LLExecutor) -> None:
-    """`Constraint.fill` for many rows at once, on several threads and without Python's lock."""
+    """Set the bits of the tokens that may come next, EOS among them, in masks[row] (vocabulary / 32 words).
+
+    All rows at once, on several threads and without Python's lock.
+    """
     matchers = []
     for row, constraint in constraints.items():
         constraint.start()
