@@ -23,6 +23,8 @@ from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint, fill
 from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
+from sqlora.generate.forward import Modules
+from sqlora.generate.fused import Fused, fits
 from sqlora.generate.guided import Beam, Guided
 from sqlora.generate.run import generate, returns_something
 from sqlora.generate.saved import Saved, drop_older
@@ -114,15 +116,73 @@ def test_max_tokens_ends_a_row_without_calling_it_stopped(model_folder: Path) ->
         assert completion.tokens == 3 if not completion.stopped else completion.tokens < 3
 
 
+def adapt(model: nn.Module) -> None:
+    """Put LoRA layers that change something on some of the projections, of some layers."""
+    keys = ["self_attn.q_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.up_proj"]
+    linear_to_lora_layers(model, 2, {"rank": 4, "dropout": 0.0, "scale": 5.0, "keys": keys})
+    model.update(tree_map(lambda weight: weight + 0.02, model.trainable_parameters()))
+    model.eval()
+
+
+def quantized_and_adapted(model: nn.Module) -> Fused:
+    nn.quantize(model, group_size=32, bits=4)
+    adapt(model)
+    return Fused(model, compiled=False)
+
+
+def adapted(model: nn.Module) -> Fused:
+    adapt(model)
+    return Fused(model, compiled=False)
+
+
+FORWARDS = {
+    "modules": Modules,
+    "fused": lambda model: Fused(model, compiled=False),
+    "adapted": adapted,
+    "quantized": quantized_and_adapted,
+}
+
+
+def test_merged_weights_are_in_memory_once_and_the_model_still_computes_with_them(tmp_path: Path) -> None:
+    model, _ = load_base(write_model(tmp_path / "model", tokenizer="sentencepiece"))
+    adapt(model)
+    tokens = mx.array([[5, 6, 7]])
+    before, layer = model(tokens), model.layers[0]
+    mx.eval(before)
+    held = mx.get_active_memory()
+    fused = Fused(model, compiled=False)
+    parts = [part for one in fused._layers for part in (one.inputs, one.output, one.gates, one.down)]
+    factors = sum(part[name].nbytes for part in parts for name in "ab" if name in part)
+    assert mx.get_active_memory() - held < factors + layer.mlp.gate_proj.weight.nbytes, "of 13 such that were merged"
+    assert mx.array_equal(model(tokens), before)
+    assert fits(model)
+    nn.quantize(model.layers[0], group_size=32, bits=4, class_predicate=lambda path, _: path.endswith("q_proj"))
+    assert not fits(model), "a quantized projection beside a plain one cannot be merged"
+
+
+@pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("shapes", [CPU_SHAPES, GPU_SHAPES, Shapes((1, 2), 1, 1, 1, 50)])
+@pytest.mark.parametrize("plain", [512, 9])
 def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
-    model_folder: Path, tmp_path: Path, shapes: Shapes, window: int | None
+    model_folder: Path,
+    tmp_path: Path,
+    shapes: Shapes,
+    window: int | None,
+    forward: str,
+    plain: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if forward == "modules" and plain != 512:
+        pytest.skip("the limit is of the other")
+    monkeypatch.setattr("sqlora.generate.fused.PLAIN_ATTENTION", plain)
     folder = model_folder
+    if forward == "quantized":  # whose weights come in groups of 32
+        folder = tmp_path / "wide"
+        write_model(folder, "mistral", tokenizer="sentencepiece", sliding_window=None)
     if window:
+        shutil.copytree(folder, tmp_path / "windowed")
         folder = tmp_path / "windowed"
-        shutil.copytree(model_folder, folder)
         config = json.loads((folder / "config.json").read_text())
         config |= {"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"] * 2}
         config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
@@ -130,7 +190,7 @@ def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
     model, _ = load_base(folder)
     assert [layer.use_sliding for layer in model.layers] == [bool(window), False, bool(window)]
     rng = np.random.default_rng(1)
-    engine = Engine(model, 4, shapes)
+    engine = Engine(FORWARDS[forward](model), 4, shapes)
     texts: dict[int, list[int]] = {}
     for turn in range(30):
         if turn % 7 == 0:  # other questions take some of the rows
@@ -312,7 +372,7 @@ def test_a_beam_executes_what_ended_only_and_prefers_it_then_what_was_closed(mod
                 executed.append(candidate)
                 return False
 
-            engine = Engine(model, 3, CPU_SHAPES)
+            engine = Engine(Modules(model), 3, CPU_SHAPES)
             guided = Watched(engine, eos=tokenizer.eos, limit=limit, counts=Counts(), candidates=3, passes=fails)
 
             def constrain(example: Example = example) -> Constraint:
@@ -369,7 +429,12 @@ def test_a_beam_gives_the_likeliest_candidate_that_passes(model_folder: Path, fa
             return len(seen) > failing
 
         guided = Guided(
-            Engine(model, 8, CPU_SHAPES), eos=tokenizer.eos, limit=15, counts=Counts(), candidates=4, passes=passes
+            Engine(Modules(model), 8, CPU_SHAPES),
+            eos=tokenizer.eos,
+            limit=15,
+            counts=Counts(),
+            candidates=4,
+            passes=passes,
         )
         (answer,) = guided.run([Job(0, prompt)])
         expected = [tokens for tokens, _ in beam(model, tokenizer.eos, prompt, 4, 15)]

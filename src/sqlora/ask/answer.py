@@ -8,6 +8,7 @@ from pathlib import Path
 from sqlora.ask.query import render_query
 from sqlora.ask.source import Source
 from sqlora.errors import SqloraError
+from sqlora.generate.forward import make_forward
 from sqlora.generate.run import generate
 from sqlora.model import add_adapter, context_length, load_base
 from sqlora.params.generate import GenerateParams
@@ -69,9 +70,10 @@ class Asker:
                 expected="adapters.safetensors and adapter_config.json",
                 next_step="Run dvc repro train, name another folder with --adapter, or ask the base model with --base.",
             )
-        self._model, config = load_base(model)
+        base, config = load_base(model)
         if adapter is not None:
-            add_adapter(self._model, adapter)
+            add_adapter(base, adapter)
+        self._forward = make_forward(base)
         self._tokenizer = Tokenizer(model)
         self._limit = context_length(config)
 
@@ -100,7 +102,7 @@ class Asker:
                 expected=f"at most {self._limit - _PARAMS.max_tokens}, so that the answer fits the model's context",
                 next_step="Shorten the question, or ask about a view with fewer columns.",
             )
-        (done,) = generate(self._model, self._tokenizer, [asked], _PARAMS, label=None, database=source.trial)
+        (done,) = generate(self._forward, self._tokenizer, [asked], _PARAMS, label=None, database=source.trial)
         form = parse_sql(done.completion, table.id, table.header, table.types).form if done.stopped else None
         if form is None:
             return Reply(question, done.completion, None, failure="no_stop")

@@ -11,6 +11,8 @@ from sqlora.mlx import mx
 import numpy as np
 from mlx_lm.models.activations import swiglu
 
+from sqlora.generate.packed import additive
+
 
 def use_numpy(dtype: mx.Dtype) -> bool:
     """Whether this device and type gain from it."""
@@ -35,7 +37,7 @@ def gated(gate: mx.array, up: mx.array) -> mx.array:
 
 def make_mask(seen: mx.array, dtype: mx.Dtype) -> mx.array:
     """What `attend` takes for (rows or 1, 1, new, slots), true where a query sees a key."""
-    return seen if use_numpy(dtype) else mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype))
+    return seen if use_numpy(dtype) else additive(seen, dtype)
 
 
 def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | str) -> mx.array:

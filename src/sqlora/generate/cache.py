@@ -16,53 +16,54 @@ class LayerCache:
     """Keys and values of one layer, once there is room for them.
 
     They are kept as one long list of (width of a head,), so that writing a step's tokens takes one index, which is the
-    same for all layers: a row after the other, in it a head after the other, in it a slot after the other.
+    same for all layers: all keys before all values, of them a row after the other, in it a head after the other, in it
+    a slot after the other.
 
     Args:
         rows: how many questions there is room for.
+        heads: of keys.
     """
 
-    def __init__(self, rows: int) -> None:
-        self._rows = rows
-        self._heads = 0
-        self._keys: mx.array | None = None
-        self._values: mx.array | None = None
+    def __init__(self, rows: int, heads: int) -> None:
+        self._rows, self._heads = rows, heads
+        self._held: mx.array | None = None
         self.slots = 0
 
-    def write(self, places: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Put (tokens, heads, width) into the places that `places_of` gave."""
-        if self._keys is None or self._values is None or self._keys.shape[0] < self._rows * self._heads * self.slots:
-            self._heads = keys.shape[1]
-            self._keys, self._values = self._grown(self._keys, keys), self._grown(self._values, values)
-        self._keys[places] = keys.reshape(-1, keys.shape[-1])
-        self._values[places] = values.reshape(-1, values.shape[-1])
+    def write(self, places: mx.array, entries: mx.array) -> None:
+        """Put a step's keys and values, (tokens * twice the heads, width), into the places that `places_of` gave."""
+        room = 2 * self._rows * self._heads * self.slots
+        if self._held is None:
+            self._held = mx.zeros((room, entries.shape[1]), entries.dtype)
+        elif self._held.shape[0] < room:
+            before = self._held.reshape(2 * self._rows * self._heads, -1, entries.shape[1])
+            more = mx.zeros((before.shape[0], self.slots - before.shape[1], entries.shape[1]), entries.dtype)
+            self._held = mx.concatenate([before, more], axis=1).reshape(-1, entries.shape[1])
+        self._held[places] = entries
 
     def all(self) -> tuple[mx.array, mx.array]:
         """Keys and values: (rows, heads, slots, width)."""
-        assert self._keys is not None
-        assert self._values is not None
+        assert self._held is not None
+        half = self._rows * self._heads * self.slots
         shape = (self._rows, self._heads, self.slots, -1)
-        return self._keys.reshape(shape), self._values.reshape(shape)
+        # Slices are views; an index would copy.
+        return self._held[:half].reshape(shape), self._held[half:].reshape(shape)
 
     def reorder(self, sources: mx.array) -> None:
         """Row n becomes what row sources[n] was."""
-        keys, values = self.all()
-        self._keys, self._values = (one[sources].reshape(-1, one.shape[-1]) for one in (keys, values))
-
-    def _grown(self, array: mx.array | None, like: mx.array) -> mx.array:
-        width = like.shape[-1]
-        if array is None:
-            return mx.zeros((self._rows * self._heads * self.slots, width), like.dtype)
-        before = array.reshape(self._rows, self._heads, -1, width)
-        room = mx.zeros((self._rows, self._heads, self.slots - before.shape[2], width), like.dtype)
-        return mx.concatenate([before, room], axis=2).reshape(-1, width)
+        assert self._held is not None
+        whole = self._held.reshape(2, self._rows, self._heads, self.slots, -1)
+        self._held = whole[:, sources].reshape(-1, whole.shape[-1])
 
 
-def places_of(rows: NDArray[np.int32], slots: NDArray[np.int32], heads: int, room: int) -> NDArray[np.int32]:
-    """Where the heads of tokens lie in a cache with room for so many slots a row: (tokens * heads,).
+def places_of(
+    rows: NDArray[np.int32], slots: NDArray[np.int32], all_rows: int, heads: int, room: int
+) -> NDArray[np.int32]:
+    """Where the keys, and behind them the values, of each token lie in a cache: (tokens * twice the heads,).
 
     Args:
         rows, slots: (tokens,) each.
+        all_rows, heads, room: of the cache, which has room for so many slots a row.
     """
-    first: NDArray[np.int32] = (rows * heads)[:, None] + np.arange(heads, dtype=np.int32)
-    return (first * room + slots[:, None]).reshape(-1).astype(np.int32)
+    first = np.arange(2)[:, None] * all_rows * heads + np.arange(heads)  # (2, heads)
+    whole = (first + (rows * heads)[:, None, None]) * room + slots[:, None, None]
+    return whole.reshape(-1).astype(np.int32)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sqlora.generate.cache import LayerCache
-from sqlora.generate.packed import Step, pack, run
+from sqlora.generate.forward import Forward
+from sqlora.generate.packed import pack
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,18 @@ GPU_SHAPES = Shapes(widths=(1, 4, 16), tokens=32, slots=128, prompt=64, prompt_t
 
 
 class Engine:
-    """A model and the keys and values of `rows` rows.
+    """A model and the keys and values of `rows` rows."""
 
-    Args:
-        model: one of mlx-lm's of the Llama architecture.
-    """
-
-    def __init__(self, model: nn.Module, rows: int, shapes: Shapes) -> None:
+    def __init__(self, forward: Forward, rows: int, shapes: Shapes) -> None:
         self.rows, self.shapes = rows, shapes
         self.lengths = np.zeros(rows, np.int32)  # tokens of each row that are in the cache
-        self._model = model
-        self._head = model.lm_head if "lm_head" in model else model.model.embed_tokens.as_linear
-        self._caches = [LayerCache(rows) for _ in model.model.layers]
-        self._heads: int = model.model.layers[0].self_attn.n_kv_heads
+        self._forward = forward
+        self._caches = [LayerCache(rows, forward.heads) for _ in range(forward.layers)]
 
     @property
     def vocabulary(self) -> int:
         """The number of logits."""
-        count: int = self._model.args.vocab_size
-        return count
+        return self._forward.vocabulary
 
     @property
     def widest(self) -> int:
@@ -75,9 +69,8 @@ class Engine:
         for row, prompt in prompts.items():
             self.lengths[row] = len(prompt)
         self._reserve()
-        slots = self._caches[0].slots
-        step = pack(texts, rows, np.zeros(len(rows), np.int32), width, count, self._heads, slots)
-        return self._logits(step, fresh=True)
+        step = pack(texts, rows, np.zeros(len(rows), np.int32), width, count, self._caches[0].slots)
+        return self._forward(self._caches, step, self.rows, fresh=True)
 
     def advance(self, chunks: Mapping[int, Sequence[int]]) -> mx.array:
         """Add tokens, `widest` at most, to some of the rows.
@@ -92,9 +85,9 @@ class Engine:
         for row, chunk in chunks.items():
             self.lengths[row] += len(chunk)
         self._reserve()
-        texts, slots = [chunks.get(row, ()) for row in range(self.rows)], self._caches[0].slots
-        step = pack(texts, range(self.rows), start, width, count, self._heads, slots)
-        return self._logits(step, fresh=False)
+        texts = [chunks.get(row, ()) for row in range(self.rows)]
+        step = pack(texts, range(self.rows), start, width, count, self._caches[0].slots)
+        return self._forward(self._caches, step, self.rows, fresh=False)
 
     def reorder(self, sources: NDArray[np.int32]) -> None:
         """Row n becomes what row sources[n] was."""
@@ -111,10 +104,6 @@ class Engine:
         slots = _rounded(int(self.lengths.max()), self.shapes.slots)
         for cache in self._caches:
             cache.slots = max(cache.slots, slots)
-
-    def _logits(self, step: Step, *, fresh: bool) -> mx.array:
-        logits: mx.array = self._head(run(self._model, self._caches, step, fresh=fresh))
-        return logits
 
 
 def _rounded(number: int, step: int) -> int:

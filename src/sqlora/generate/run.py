@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint
 from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
+from sqlora.generate.forward import Forward, make_forward
 from sqlora.generate.greedy import Greedy
 from sqlora.generate.guided import Guided
 from sqlora.generate.saved import Completion, Saved
@@ -44,7 +46,7 @@ class Question(Schema, Protocol):
 
 
 def generate(
-    model: nn.Module,
+    model: nn.Module | Forward,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     params: GenerateParams,
@@ -61,6 +63,7 @@ def generate(
     Under a constraint an answer that reaches max_tokens is cut back to the longest complete query that it begins with.
 
     Args:
+        model: mlx-lm's; or what `make_forward` made of it, which several calls may share.
         label: of the progress bar; None for none.
         database: of the tables, for execution-guided decoding.
         keep: a folder, of this run only, for answers that survive a kill; it is gone when the run is through.
@@ -78,11 +81,12 @@ def generate(
     number = blocks_of(len(order), params)
     mine = [(block, order[block::number]) for block in range(group.rank, number, group.size)]
     counts, saved, answers = counts or Counts(), Saved(keep), dict[int, Completion]()
-    vocabulary = make_vocabulary(tokenizer, model.args.vocab_size) if params.constrain != "none" else None
+    forward = make_forward(model) if isinstance(model, nn.Module) else model
+    vocabulary = make_vocabulary(tokenizer, forward.vocabulary) if params.constrain != "none" else None
     with ExitStack() as stack:
         count = sum(len(indices) for _, indices in mine)
         bar = stack.enter_context(progress(label, total=count, unit="question")) if label else None
-        workers = stack.enter_context(ThreadPoolExecutor(1))
+        workers = stack.enter_context(ThreadPoolExecutor(max(1, min(4, (os.cpu_count() or 1) // 4))))
         guided = database is not None and (params.execution_guided or 1) > 1
         runner = stack.enter_context(open_database(database)) if database and guided else None
         for block, indices in mine:
@@ -93,7 +97,7 @@ def generate(
                     Job(index, prompts[index], _constrain(vocabulary, questions[index], params, workers))
                     for index in indices
                 ]
-                decoder = _decoder(model, tokenizer, questions, len(jobs), params, counts, runner, teacher)
+                decoder = _decoder(forward, tokenizer, questions, len(jobs), params, counts, runner, teacher)
                 for answer in decoder.run(jobs):
                     done[answer.job.index] = _completed(answer, tokenizer)
                     if bar is not None:
@@ -129,7 +133,7 @@ def _constrain(
 
 
 def _decoder(
-    model: nn.Module,
+    forward: Forward,
     tokenizer: Tokenizer,
     questions: Sequence[Question],
     jobs: int,
@@ -141,7 +145,7 @@ def _decoder(
     """What decodes a block, with an engine of its own: a cache that is longer than it need be rounds in another way."""
     candidates = params.execution_guided or 1 if runner else 1
     rows = min(max(params.batch_size, candidates), jobs * candidates)
-    engine = Engine(model, rows, shapes())
+    engine = Engine(forward, rows, shapes())
     if runner is None or candidates == 1:
         return Greedy(engine, eos=tokenizer.eos, limit=params.max_tokens, counts=counts, teacher=teacher)
 
