@@ -135,8 +135,7 @@ def adapted(model: nn.Module) -> Fused:
     return Fused(model, compiled=False)
 
 
-FORWARDS = {
-    "modules": Modules,
+FUSED = {
     "fused": lambda model: Fused(model, compiled=False),
     "adapted": adapted,
     "quantized": quantized_and_adapted,
@@ -160,10 +159,9 @@ def test_merged_weights_are_in_memory_once_and_the_model_still_computes_with_the
     assert not fits(model), "a quantized projection beside a plain one cannot be merged"
 
 
-@pytest.mark.parametrize("forward", FORWARDS)
+@pytest.mark.parametrize(("forward", "plain"), [("modules", 512), *((name, n) for name in FUSED for n in (512, 9))])
 @pytest.mark.parametrize("window", [None, 7])
 @pytest.mark.parametrize("shapes", [CPU_SHAPES, GPU_SHAPES, Shapes((1, 2), 1, 1, 1, 50)])
-@pytest.mark.parametrize("plain", [512, 9])
 def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
     model_folder: Path,
     tmp_path: Path,
@@ -173,8 +171,6 @@ def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
     plain: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if forward == "modules" and plain != 512:
-        pytest.skip("the limit is of the other")
     monkeypatch.setattr("sqlora.generate.fused.PLAIN_ATTENTION", plain)
     folder = model_folder
     if forward == "quantized":  # whose weights come in groups of 32
@@ -190,7 +186,7 @@ def test_rows_that_advance_by_different_amounts_see_their_own_tokens_only(
     model, _ = load_base(folder)
     assert [layer.use_sliding for layer in model.layers] == [bool(window), False, bool(window)]
     rng = np.random.default_rng(1)
-    engine = Engine(FORWARDS[forward](model), 4, shapes)
+    engine = Engine(({"modules": Modules} | FUSED)[forward](model), 4, shapes)
     texts: dict[int, list[int]] = {}
     for turn in range(30):
         if turn % 7 == 0:  # other questions take some of the rows

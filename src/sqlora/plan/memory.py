@@ -54,7 +54,7 @@ def predict(
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
-    return Prediction(phases, device, outside, host if device == "cpu" else {})
+    return Prediction(phases, device, outside, host if device == "cpu" else {}, shape.bits is not None)
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:

@@ -12,6 +12,8 @@ ROOM_AT_LEAST = {"cpu": 0, "cuda": 1_300_000_000, "metal": 0}
 # How much of that room a GPU's peak takes. On an H100 it was 0.44 to 1.04 (docs/benchmarks.md); Metal is not measured,
 # and the middle is taken.
 _REACHED = {"cuda": 0.75, "metal": 0.5}
+# On CUDA the plain copies of quantized weights, which come and go with each product, fill it.
+_REACHED_QUANTIZED = {"cuda": 1.0, "metal": 0.5}
 
 # Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
 # 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
@@ -25,13 +27,14 @@ class Prediction:
     """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal.
 
     What MLX does not hold and a CPU's memory includes, in bytes: outside, of the process before it works; host, of each
-    phase: mapped files of states, and numpy's arrays on their way to MLX.
+    phase: mapped files of states, and numpy's arrays on their way to MLX. quantized: whether the model's weights are.
     """
 
     phases: dict[str, Arrays]
     device: str
     outside: int
     host: dict[str, int]
+    quantized: bool
 
     @property
     def live(self) -> int:
@@ -47,7 +50,8 @@ class Prediction:
     def peak(self) -> int:
         """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
         if self.device != "cpu":
-            return int(self.live + (self.limit - self.live) * _REACHED[self.device])
+            reached = (_REACHED_QUANTIZED if self.quantized else _REACHED)[self.device]
+            return int(self.live + (self.limit - self.live) * reached)
         # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
         # to as much again (measured: 0.5 to 1).
         held = max(
