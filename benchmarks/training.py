@@ -307,10 +307,21 @@ def peft(
     rows = [ids for ids, _ in data["train"]]
     order: list[int] = []
     trained = 0
+    validating = 0.0
+
+    def validate_timed() -> float:
+        nonlocal validating
+        if device == "cuda":
+            torch.cuda.synchronize()
+        begun = time.perf_counter()
+        result = validate()
+        validating += time.perf_counter() - begun
+        return result
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
-    loss = validate()
+    loss = validate_timed()
     for step in range(1, iterations + 1):
         if len(order) < batch:
             order = rng.sample(range(len(rows)), len(rows))
@@ -320,12 +331,20 @@ def peft(
         optimizer.zero_grad()
         trained += sum(map(len, chosen))
         if step % EVERY == 0 or step == iterations:
-            loss = validate()
+            loss = validate_timed()
     if device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started + loaded
     peak = torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else float("nan")
-    return {"seconds": seconds, "load_seconds": loaded, "tokens": trained, "peak_gb": peak, "valid_loss": loss}
+    return {
+        "seconds": seconds,
+        "load_seconds": loaded,
+        "step_seconds": seconds - loaded - validating,
+        "validation_seconds": validating,
+        "tokens": trained,
+        "peak_gb": peak,
+        "valid_loss": loss,
+    }
 
 
 def write_tokens(model: Path, target: Path) -> None:
