@@ -37,6 +37,9 @@ def load_fast_blas() -> Blas:
         return Blas("Accelerate", None)
     if has_cuda():
         _keep_kernels()
+        # MLX ends a process that has met more than 800 different graphs of operations, however long ago and however
+        # seldom (mlx/backend/cuda/lru_cache.h); a long generation meets many. Without that check it makes them anew.
+        os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
         return Blas("cuBLAS", None)
     if os.environ.get("SQLORA_BLAS") == "mlx":
         return Blas("MLX's reference BLAS", None)

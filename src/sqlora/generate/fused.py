@@ -18,10 +18,12 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from sqlora.generate.cache import LayerCache, places_of
 from sqlora.generate.packed import Step, additive, make_seen, to_device
+from sqlora.llama import supports
 from sqlora.merged import Kind, Merged, can_merge, merge, product
-from sqlora.train.attention import PLAIN_ATTENTION
-from sqlora.train.layer import supports
 
+# Up to so many new tokens a row, attention is plain products. MLX's fused attention prepares a cuDNN plan for every new
+# shape, at a tenth of a second each; for longer prompts the memory that it saves is worth that.
+PLAIN_ATTENTION = 512
 # The device begins with so many layers while Python prepares the next ones.
 _AHEAD = 4
 

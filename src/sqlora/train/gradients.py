@@ -7,10 +7,11 @@ from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
 
+from sqlora.llama import supports
 from sqlora.params.lora import LoraParams
 from sqlora.train.attention import make_mask
 from sqlora.train.feed import Ready
-from sqlora.train.layer import Factors, Kept, Layer, supports
+from sqlora.train.layer import Factors, Kept, Layer
 from sqlora.train.layout import Layout
 from sqlora.train.upper import Upper
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from sqlora.mlx import mx, nn
 
-from mlx_lm.models import llama
 from mlx_lm.tuner.lora import LoRALinear
 
 from sqlora.train.attention import Attended, Mask, attend, attend_back
@@ -184,22 +183,6 @@ class Layer:
         # Without the weight MLX does not compute the weight's gradient, which nobody wants.
         norm = self._norms[which]
         return mx.vjp(lambda x: mx.fast.rms_norm(x, None, norm.eps), [state], [gradient * norm.weight])[1][0]
-
-
-def supports(blocks: list[Any]) -> bool:
-    """Whether these layers are of the plain Llama architecture, with LoRA or without adapters."""
-    for block in blocks:
-        if type(block) is not llama.TransformerBlock:
-            return False
-        for module in (*block.self_attn.children().values(), *block.mlp.children().values()):
-            base = module.linear if type(module) is LoRALinear else module
-            if isinstance(module, nn.Linear | nn.QuantizedLinear | LoRALinear) and (
-                type(base) not in (nn.Linear, nn.QuantizedLinear) or "bias" in base
-            ):
-                return False
-            if hasattr(module, "lora_a") and type(module) is not LoRALinear:
-                return False
-    return True
 
 
 def _base(module: nn.Module) -> nn.Module:

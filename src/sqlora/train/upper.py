@@ -12,12 +12,13 @@ import numpy as np
 from mlx_lm.models.base import create_attention_mask
 from numpy.typing import NDArray
 
+from sqlora.llama import supports
 from sqlora.model import load_lazily
 from sqlora.progress import progress
 from sqlora.train.attention import make_mask
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
-from sqlora.train.layer import Layer, supports
+from sqlora.train.layer import Layer
 from sqlora.train.states import StateStore, key_of
 
 # Of one wave through the frozen layers, at least: its states are in memory together.
