@@ -3,9 +3,9 @@
     python benchmarks/step.py [--settings 1x4,4x16] [--shape mistral] [--files MODEL_FOLDER]
 
 A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
-is needed. On a GPU each setting is timed with its steps compiled and not, with MLX's memory limit as training sets it
-and without, and with CUDA's memory pool kept. --files times reading the weights of a converted model, by the stream
-that reads.
+is needed. Each setting is timed with projections merged and not; on a GPU with its steps compiled and not, with MLX's
+memory limit as training sets it and without, and with CUDA's memory pool kept. --files times reading the weights of a
+converted model, by the stream that reads.
 """
 
 from __future__ import annotations
@@ -52,13 +52,15 @@ def main() -> None:
         time_reading(arguments.files)
     for setting in arguments.settings.split(","):
         batch, layers = map(int, setting.split("x"))
-        for compiled in (True, False) if GPU else (False,):
-            time_steps(arguments.shape, batch, layers, compiled=compiled)
+        for compiled, fused in (
+            ((True, True), (True, False), (False, False)) if GPU else ((False, True), (False, False))
+        ):
+            time_steps(arguments.shape, batch, layers, compiled=compiled, fused=fused)
 
 
-def time_steps(shape: str, batch: int, layers: int, *, compiled: bool) -> None:
+def time_steps(shape: str, batch: int, layers: int, *, compiled: bool, fused: bool) -> None:
     """Time steps of one length, of mixed lengths, and one step's parts."""
-    stepper = build(shape, batch, layers, compiled=compiled)
+    stepper = build(shape, batch, layers, compiled=compiled, fused=fused)
     weights = mx.get_active_memory()
     width = SHAPES[shape]["hidden_size"]
     started = time.perf_counter()
@@ -67,7 +69,7 @@ def time_steps(shape: str, batch: int, layers: int, *, compiled: bool) -> None:
         mx.eval(stepper.step([one]))
     first = time.perf_counter() - started
     print(
-        f"{batch}x{layers}{', compiled' if compiled else ''}: first step of each length {first:.2f} s in all",
+        f"{batch}x{layers}{', compiled' * compiled}{', fused' * fused}: first step of each length {first:.2f} s in all",
         flush=True,
     )
     each = [1e3 * timed(lambda _, one=one: stepper.step([one])) for one in ready.values()]
@@ -108,7 +110,7 @@ def keep_pool(size: int) -> None:
     assert driver.cuMemPoolSetAttribute(pool, release_threshold, ctypes.byref(value)) == 0
 
 
-def build(shape: str, batch: int, layers: int, *, compiled: bool) -> Stepper:
+def build(shape: str, batch: int, layers: int, *, compiled: bool, fused: bool) -> Stepper:
     """Layers with random weights, rank 8 on q and v."""
     arguments = llama.ModelArgs(
         model_type="llama",
@@ -126,7 +128,7 @@ def build(shape: str, batch: int, layers: int, *, compiled: bool) -> Stepper:
     lora = LoraParams(adapter="lora", layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
     add_lora(upper, lora, 1)
     params = train_params(batch_size=batch)
-    return Stepper(upper, lora, params, compiled=compiled)
+    return Stepper(upper, lora, params, compiled=compiled, fused=fused)
 
 
 def inputs(batch: int, length: int, width: int) -> Ready:

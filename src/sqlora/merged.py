@@ -29,10 +29,13 @@ def can_merge(modules: Sequence[nn.Module]) -> bool:
     return len({(_kind(base), "biases" in base, _parts(base)["weight"].dtype) for base in bases}) == 1
 
 
-def merge(modules: Sequence[nn.Module]) -> Merged:
+def merge(modules: Sequence[nn.Module], *, adapters: bool = True) -> Merged:
     """One product for all, whose outputs lie side by side in the modules' order.
 
     The modules' own weights become views of the merged ones, so that all are in memory once.
+
+    Args:
+        adapters: whether LoRA is part of the product.
     """
     bases = [_base(module) for module in modules]
     weights = dict(_parts(bases[0]))
@@ -48,7 +51,7 @@ def merge(modules: Sequence[nn.Module]) -> Merged:
             mx.eval([base[name] for base in bases])
     dtype = weights["scales" if "scales" in weights else "weight"].dtype
     adapted = [module for module in modules if isinstance(module, LoRALinear)]
-    if adapted:
+    if adapters and adapted:
         weights["a"] = mx.concatenate([module.lora_a for module in adapted], axis=1).astype(dtype)
         ranks = sum(module.lora_a.shape[1] for module in adapted)
         columns, done = [], 0
@@ -72,6 +75,18 @@ def merge(modules: Sequence[nn.Module]) -> Merged:
 
 def product(inputs: mx.array, weights: dict[str, mx.array], kind: Kind, add: mx.array | None = None) -> mx.array:
     """(count, inputs) -> (count, outputs), plus `add`."""
+    result = _product(inputs, weights, kind, add, transpose=True)
+    return mx.addmm(result, inputs @ weights["a"], weights["b"]) if "a" in weights else result
+
+
+def product_back(gradient: mx.array, weights: dict[str, mx.array], kind: Kind) -> mx.array:
+    """(count, outputs) -> (count, inputs): the gradient of `product`'s inputs, without the part of LoRA."""
+    return _product(gradient, weights, kind, None, transpose=False)
+
+
+def _product(
+    inputs: mx.array, weights: dict[str, mx.array], kind: Kind, add: mx.array | None, *, transpose: bool
+) -> mx.array:
     if kind is not None:
         group_size, bits, mode = kind
         result = mx.quantized_matmul(
@@ -79,17 +94,14 @@ def product(inputs: mx.array, weights: dict[str, mx.array], kind: Kind, add: mx.
             weights["weight"],
             scales=weights["scales"],
             biases=weights.get("biases"),
-            transpose=True,
+            transpose=transpose,
             group_size=group_size,
             bits=bits,
             mode=mode,
         )
-        result = result if add is None else result + add
-    elif add is None:
-        result = inputs @ weights["weight"].T
-    else:
-        result = mx.addmm(add, inputs, weights["weight"].T)
-    return mx.addmm(result, inputs @ weights["a"], weights["b"]) if "a" in weights else result
+        return result if add is None else result + add
+    weight = weights["weight"].T if transpose else weights["weight"]
+    return inputs @ weight if add is None else mx.addmm(add, inputs, weight)
 
 
 def _base(module: nn.Module) -> nn.Module:

@@ -24,11 +24,12 @@ from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint, fill
 from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
 from sqlora.generate.forward import Modules
-from sqlora.generate.fused import Fused, fits
+from sqlora.generate.fused import Fused
 from sqlora.generate.guided import Beam, Guided
 from sqlora.generate.run import generate, returns_something
 from sqlora.generate.saved import Saved, drop_older
 from sqlora.generate.vocabulary import make_vocabulary
+from sqlora.llama import mergeable
 from sqlora.model import load_base
 from sqlora.params.generate import GenerateParams
 from sqlora.sql.execute import build_database, open_database
@@ -154,9 +155,9 @@ def test_merged_weights_are_in_memory_once_and_the_model_still_computes_with_the
     factors = sum(part[name].nbytes for part in parts for name in "ab" if name in part)
     assert mx.get_active_memory() - held < factors + layer.mlp.gate_proj.weight.nbytes, "of 13 such that were merged"
     assert mx.array_equal(model(tokens), before)
-    assert fits(model)
+    assert mergeable(model.layers)
     nn.quantize(model.layers[0], group_size=32, bits=4, class_predicate=lambda path, _: path.endswith("q_proj"))
-    assert not fits(model), "a quantized projection beside a plain one cannot be merged"
+    assert not mergeable(model.layers), "a quantized projection beside a plain one cannot be merged"
 
 
 @pytest.mark.parametrize(("forward", "plain"), [("modules", 512), *((name, n) for name in FUSED for n in (512, 9))])

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlx_lm.utils import load_model
+from tiny_llama import write_model
 from train_params import train_params
 
 from sqlora.count import count_adapter_parameters, count_parameters
@@ -118,13 +119,19 @@ def test_the_loss_is_the_mean_over_counted_tokens_whatever_the_padding(model_fol
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@pytest.mark.parametrize(("kind", "adapter"), [(Written, "lora"), (Automatic, "lora"), (Automatic, "dora")])
+def fused(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool = False) -> Written:
+    return Written(upper, layout, lora, compiled=compiled, fused=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"), [(Written, "lora"), (fused, "lora"), (Automatic, "lora"), (Automatic, "dora")]
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     ("layers", "targets"), [(1, TARGETS[:1]), (2, TARGETS), (3, ("q_proj", "v_proj", "down_proj"))]
 )
 def test_loss_and_gradients_are_those_of_the_whole_model(
-    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: type, adapter: str
+    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: Any, adapter: str
 ) -> None:
     from sqlora.convert.model import convert_model
 
@@ -162,7 +169,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     one, expected = loss_and_gradients(whole, loss_of_whole)
     assert len(expected) == layers * len(lora.targets) * (3 if adapter == "dora" else 2)
     layout = Layout(flatten(upper.adapter()))
-    model = kind(upper, layout, lora) if kind is Written else kind(upper, layout)
+    model = kind(upper, layout) if kind is Automatic else kind(upper, layout, lora)
     other, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
     found = {in_whole(name, frozen): value for name, value in layout.split(vector / batch.counted).items()}
     assert found.keys() == expected.keys()
@@ -178,6 +185,44 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
         truth, exact = loss_and_gradients(whole, loss_of_whole)
         assert other.item() / batch.counted == pytest.approx(truth, abs=1e-2)
         assert distance(found, exact) < max(1e-2, 1.3 * distance(expected, exact))
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layers", [2, 3])  # of three: with a frozen layer, and with none
+def test_fused_layers_give_what_the_others_give(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: int, *, checkpointing: bool, quantized: bool
+) -> None:
+    folder = write_model(tmp_path / "model", "mistral", tokenizer="sentencepiece", sliding_window=None)
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
+    lora = dataclasses.replace(LORA, layers=2, targets=("v_proj", "up_proj", "k_proj"))
+    batch = make_batch(examples(), range(6), lambda *_: tokens(examples(), 16), length=16, kind="completion")
+    if layers == 2:
+        states = np.random.default_rng(3).standard_normal((6, 16, 64)).astype(np.float32)
+        batch = dataclasses.replace(batch, inputs=states)
+    ready, results = transfer([batch])[0], []
+    for kind in (Written, fused):
+        whole, _ = load_base(folder)
+        if quantized:
+            nn.quantize(whole, group_size=32, bits=4)
+        upper = Upper(whole, 3 - layers)
+        upper.freeze()
+        upper.checkpointing = checkpointing
+        add_lora(upper, lora, seed=1)
+        lively(upper)
+        layout = Layout(flatten(upper.adapter()))
+        model = kind(upper, layout, lora)
+        vector = layout.join(flatten(upper.adapter()))
+        loss, gradient = model.gradients(vector, ready)
+        losses = model.losses(vector, ready)
+        results.append((loss.item(), np.array(gradient), [one.item() for one in losses]))
+    (loss, gradient, losses), (other, other_gradient, other_losses) = results
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert other_losses == pytest.approx(losses, rel=1e-5)
+    assert np.abs(gradient).max() > 1e-3
+    assert np.linalg.norm(other_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
 
 
 def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx.array]]:

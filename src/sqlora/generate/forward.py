@@ -9,8 +9,9 @@ from sqlora.mlx import mx, nn
 
 from sqlora.generate.activations import attend, gated, make_mask, use_numpy
 from sqlora.generate.cache import LayerCache, places_of
-from sqlora.generate.fused import Fused, fits
+from sqlora.generate.fused import Fused
 from sqlora.generate.packed import Step, make_seen, to_device
+from sqlora.llama import mergeable
 
 
 class Forward(Protocol):
@@ -35,7 +36,7 @@ class Forward(Protocol):
 
 def make_forward(model: nn.Module) -> Forward:
     """The fused pass on a GPU, for models that it knows; otherwise mlx-lm's modules one by one."""
-    if mx.default_device() == mx.Device(mx.gpu) and fits(model):
+    if mx.default_device() == mx.Device(mx.gpu) and mergeable(model.layers):
         return Fused(model, compiled=True)
     return Modules(model)
 

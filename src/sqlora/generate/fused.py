@@ -14,12 +14,11 @@ from typing import Any
 from sqlora.mlx import mx, nn
 
 import numpy as np
-from mlx_lm.models.rope_utils import Llama3RoPE
 
 from sqlora.generate.cache import LayerCache, places_of
 from sqlora.generate.packed import Step, additive, make_seen, to_device
-from sqlora.llama import supports
-from sqlora.merged import Kind, Merged, can_merge, merge, product
+from sqlora.llama import GROUPS, projections
+from sqlora.merged import Kind, Merged, merge, product
 
 # Up to so many new tokens a row, attention is plain products. MLX's fused attention prepares a cuDNN plan for every new
 # shape, at a tenth of a second each; for longer prompts the memory that it saves is worth that.
@@ -29,18 +28,6 @@ _AHEAD = 4
 
 Weights = dict[str, mx.array]
 Compiled = Callable[..., Any]
-
-
-def fits(model: nn.Module) -> bool:
-    """Whether `Fused` can compute this model: Llama's architecture, plain or quantized, with LoRA or without."""
-    layers = model.model.layers
-    return supports(layers) and all(
-        # Values are turned by the angle 0 with the others, which these two leave as they are.
-        type(layer.self_attn.rope) in (nn.RoPE, Llama3RoPE)
-        and can_merge(_inputs_of_attention(layer))
-        and can_merge(_inputs_of_mlp(layer))
-        for layer in layers
-    )
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,7 @@ class _Layer:
 
 
 class Fused:
-    """A model that `fits`, whose merged weights are its modules' from here on, so they are in memory once.
+    """A model whose layers are `mergeable`. Its modules' weights become views of the merged ones.
 
     Args:
         compiled: pays on a GPU.
@@ -124,25 +111,8 @@ class Fused:
         return additive(make_seen(start, width, width if fresh else room, window), dtype)
 
 
-def _inputs_of_attention(layer: nn.Module) -> list[nn.Module]:
-    return [layer.self_attn[name] for name in ("q_proj", "k_proj", "v_proj")]
-
-
-def _inputs_of_mlp(layer: nn.Module) -> list[nn.Module]:
-    return [layer.mlp[name] for name in ("gate_proj", "up_proj")]
-
-
 def _make(layer: nn.Module, functions: dict[Any, tuple[Compiled, Compiled]], *, compiled: bool) -> _Layer:
-    attention = layer.self_attn
-    parts = [
-        merge(modules)
-        for modules in (
-            _inputs_of_attention(layer),
-            [attention.o_proj],
-            _inputs_of_mlp(layer),
-            [layer.mlp.down_proj],
-        )
-    ]
+    parts = [merge(projections(layer, group)) for group in GROUPS]
     norms = layer.input_layernorm, layer.post_attention_layernorm
     # Layers of the same kind share their functions, and what was compiled for them.
     kind = (*(part.kind for part in parts), *(norm.eps for norm in norms))

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
 
-from sqlora.llama import supports
+from sqlora.llama import mergeable, supports
 from sqlora.params.lora import LoraParams
-from sqlora.train.attention import make_mask
 from sqlora.train.feed import Ready
-from sqlora.train.layer import Factors, Kept, Layer
+from sqlora.train.fused import FusedLayer, Taken
+from sqlora.train.layer import Factors, Frame, Gradients, Layer
 from sqlora.train.layout import Layout
 from sqlora.train.upper import Upper
 
@@ -26,23 +26,36 @@ class Model(Protocol):
         """The summed loss of the tokens of completions, and of all counted tokens; without dropout."""
 
 
-def choose_model(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool) -> Model:
+def choose_model(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool, fused: bool) -> Model:
     """The written-out layers where the model has them, MLX's automatic differentiation otherwise."""
     if supports(upper.layers):
-        return Written(upper, layout, lora, compiled=compiled)
+        fused = fused and not lora.dropout and mergeable(upper.layers)
+        return Written(upper, layout, lora, compiled=compiled, fused=fused)
     return Automatic(upper, layout, compiled=compiled)
 
 
 class Written:
-    """Layers whose backward pass is written out (sqlora.train.layer).
+    """Layers whose backward pass is written out (sqlora.train.layer, sqlora.train.fused).
 
     The adapter is kept and updated in float32 and computed with in the model's own type.
+
+    Args:
+        fused: by the layers with merged projections, for models that are `mergeable`, without dropout.
     """
 
-    def __init__(self, upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool = False) -> None:
-        self._upper, self._layout, self._dropout = upper, layout, lora.dropout
-        self._layers = [Layer(block) for block in upper.layers]
-        self._places = [_places(layout, number) for number in range(len(self._layers))]
+    def __init__(
+        self, upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool = False, fused: bool = False
+    ) -> None:
+        self._upper = upper
+        self._layers: list[Any]
+        self._adapters: Named | Taken
+        if fused:
+            self._adapters = Taken(layout, upper.layers)
+            self._layers = [FusedLayer(block) for block in upper.layers]
+        else:
+            self._adapters = Named(layout, len(upper.layers))
+            self._layers = [Layer(block) for block in upper.layers]
+        self._dropout = lora.dropout
         # A factor for each entry of the vector: lora.scale is multiplied into every lora_b, and into its gradient.
         self._scales = layout.join(
             {
@@ -62,8 +75,8 @@ class Written:
     def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
         state, shape = self._start(batch.inputs)
-        for layer, adapters, mask in self._each(vector, state, shape, dropout=0.0):
-            state, _ = layer.forward(state, shape, mask, adapters)
+        for layer, adapters, frame in self._each(vector, state, shape, dropout=0.0):
+            state, _ = layer.forward(state, frame, adapters)
         return _both_losses(self._upper, state, batch)
 
     def _gradients(
@@ -77,37 +90,34 @@ class Written:
     ) -> tuple[mx.array, mx.array]:
         state, shape = self._start(inputs)
         each = self._each(vector, state, shape, dropout=self._dropout)
-        kept: list[Kept | mx.array] = []
+        kept: list[Any] = []
         masks: list[dict[str, mx.array | None]] = []
         # With no layer frozen, those below the lowest adapter need no way back.
-        lowest = min(number for number, places in enumerate(self._places) if places)
-        for layer, adapters, mask in each:
+        lowest = self._adapters.lowest
+        for layer, adapters, frame in each:
             before = state
-            state, inner = layer.forward(before, shape, mask, adapters)
-            masks.append({name: dropped for name, (_, dropped) in inner.low.items()})
+            state, inner = layer.forward(before, frame, adapters)
+            masks.append(inner.masks)
             kept.append(before if self._upper.checkpointing else inner)
         del kept[:lowest]
         loss, gradient = mx.value_and_grad(_summed_loss, argnums=1)(self._upper, state[positions], targets, weights)
         # Back to all tokens by gathering: whose next token does not count takes the row of zeros behind the others.
         gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])[places]
-        found: dict[str, mx.array] = {}
+        found: list[Any] = [{} for _ in each]
         for number in reversed(range(lowest, len(each))):
-            layer, adapters, mask = each[number]
+            layer, adapters, frame = each[number]
             keep = kept.pop()
-            if not isinstance(keep, Kept):
+            if isinstance(keep, mx.array):
                 # The values depend on the gradient, so that they are not computed before their turn.
                 again = mx.depends([keep], [gradient])[0]
-                keep = layer.forward(again, shape, mask, adapters, masks[number])[1]
-            below, factors = layer.backward(gradient, keep, shape, mask, adapters, need_input=number > lowest)
+                keep = layer.forward(again, frame, adapters, masks[number])[1]
+            below, found[number] = layer.backward(gradient, keep, frame, adapters, need_input=number > lowest)
             gradient = gradient if below is None else below
             if self._upper.checkpointing and below is not None:
                 # MLX would compute the factors' gradients last and keep what they need of every layer until then.
-                needed = [part for pair in factors.values() for part in pair]
+                needed = [part for pair in found[number].values() for part in pair]
                 gradient = mx.depends([gradient], needed)[0]
-            for name, (a, b) in factors.items():
-                place = self._places[number][name]
-                found[f"{place}.lora_a"], found[f"{place}.lora_b"] = a, b
-        return loss, self._layout.join(found).astype(mx.float32) * self._scales
+        return loss, self._adapters.vector(found).astype(mx.float32) * self._scales
 
     def _start(self, inputs: mx.array) -> tuple[mx.array, tuple[int, int]]:
         shape = (inputs.shape[0], inputs.shape[1])
@@ -116,22 +126,45 @@ class Written:
 
     def _each(
         self, vector: mx.array, state: mx.array, shape: tuple[int, int], dropout: float
-    ) -> list[tuple[Layer, dict[str, Factors], Any]]:
-        arrays = self._layout.split((vector * self._scales).astype(state.dtype))
-        args = self._upper.model.args
-        repeats = args.num_attention_heads // args.num_key_value_heads
-        masks: dict[int | None, Any] = {}
+    ) -> list[tuple[Any, Any, Frame]]:
+        adapters = self._adapters.adapters((vector * self._scales).astype(state.dtype), len(self._layers), dropout)
+        window: int | None = getattr(self._upper.model.args, "sliding_window", None)
+        frames: dict[int | None, Frame] = {}
         result = []
-        for layer, block, places in zip(self._layers, self._upper.layers, self._places, strict=True):
-            window = args.sliding_window if getattr(block, "use_sliding", False) else None
-            if window not in masks:
-                masks[window] = make_mask(shape[1], state.dtype, repeats, window)
-            adapters = {
+        for layer, block, one in zip(self._layers, self._upper.layers, adapters, strict=True):
+            sees = window if getattr(block, "use_sliding", False) else None
+            if sees not in frames:
+                frames[sees] = layer.frame(shape, state.dtype, sees)
+            result.append((layer, one, frames[sees]))
+        return result
+
+
+class Named:
+    """The adapters of each layer by the names of its projections, as sqlora.train.layer takes them."""
+
+    def __init__(self, layout: Layout, layers: int) -> None:
+        self._layout = layout
+        self._places = [_places(layout, number) for number in range(layers)]
+        self.lowest = min(number for number, places in enumerate(self._places) if places)
+
+    def adapters(self, vector: mx.array, layers: int, dropout: float) -> list[dict[str, Factors]]:
+        """Each layer's adapters out of the vector."""
+        arrays = self._layout.split(vector)
+        return [
+            {
                 name: Factors(arrays[f"{place}.lora_a"], arrays[f"{place}.lora_b"], dropout)
                 for name, place in places.items()
             }
-            result.append((layer, adapters, masks[window]))
-        return result
+            for places in self._places[:layers]
+        ]
+
+    def vector(self, gradients: list[Gradients]) -> mx.array:
+        """The gradients of the layers' adapters as a vector."""
+        found: dict[str, mx.array] = {}
+        for places, pairs in zip(self._places, gradients, strict=True):
+            for name, (a, b) in pairs.items():
+                found[f"{places[name]}.lora_a"], found[f"{places[name]}.lora_b"] = a, b
+        return self._layout.join(found)
 
 
 class Automatic:

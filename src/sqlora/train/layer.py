@@ -16,7 +16,7 @@ from sqlora.mlx import mx, nn
 
 from mlx_lm.tuner.lora import LoRALinear
 
-from sqlora.train.attention import Attended, Mask, attend, attend_back
+from sqlora.train.attention import Attended, Mask, attend, attend_back, make_mask
 from sqlora.train.exponential import sigmoid
 from sqlora.train.linear import product, product_back
 
@@ -38,6 +38,17 @@ Gradients = dict[str, tuple[mx.array, mx.array]]
 
 
 @dataclass(frozen=True)
+class Frame:
+    """What the layers share that see the same window. shape: rows and length of the batch; mask: of `make_mask`; turns:
+    (tokens * heads,) each head's angle, for layers that turn all heads at once.
+    """
+
+    shape: tuple[int, int]
+    mask: Mask
+    turns: mx.array | None = None
+
+
+@dataclass(frozen=True)
 class Kept:
     """What the way back needs of one layer; T = rows x length tokens.
 
@@ -53,6 +64,11 @@ class Kept:
     gate: mx.array
     up: mx.array
     low: dict[str, tuple[mx.array, mx.array | None]]
+
+    @property
+    def masks(self) -> dict[str, mx.array | None]:
+        """The dropout's, to repeat them."""
+        return {name: mask for name, (_, mask) in self.low.items()}
 
 
 class Layer:
@@ -72,20 +88,17 @@ class Layer:
         self._rope: Callable[[mx.array], mx.array] = attention.rope
         self._heads, self._kv_heads, self._scale = attention.n_heads, attention.n_kv_heads, attention.scale
 
+    def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
+        """For batches of a shape."""
+        return Frame(shape, make_mask(shape[1], dtype, self._heads // self._kv_heads, window))
+
     def forward(
-        self,
-        state: mx.array,
-        shape: tuple[int, int],
-        mask: Mask,
-        adapters: Adapters,
-        masks: Mapping[str, mx.array | None] | None = None,
+        self, state: mx.array, frame: Frame, adapters: Adapters, masks: Mapping[str, mx.array | None] | None = None
     ) -> tuple[mx.array, Kept]:
         """One layer.
 
         Args:
-            state: (T, width).
-            shape: rows and length; T is their product.
-            mask: from `make_mask`.
+            state: (T, width); T is the product of the frame's rows and length.
             masks: the dropout's masks of an earlier call, to repeat it.
 
         Returns:
@@ -103,29 +116,22 @@ class Layer:
                 result = mx.addmm(result, small, factors.b)
             return result
 
-        rows, length = shape
-        normed = self._normed(0, state)
+        rows, length = frame.shape
+        inputs = normed(self._norms[0], state)
         query, key, value = (
-            project(name, normed).reshape(rows, length, heads, -1).transpose(0, 2, 1, 3)
+            project(name, inputs).reshape(rows, length, heads, -1).transpose(0, 2, 1, 3)
             for name, heads in (("q_proj", self._heads), ("k_proj", self._kv_heads), ("v_proj", self._kv_heads))
         )
         query, key = self._rope(query), self._rope(key)
-        mixed, attended = attend(query, key, value, mask, self._scale)
+        mixed, attended = attend(query, key, value, frame.mask, self._scale)
         middle = project("o_proj", mixed, state)
-        normed = self._normed(1, middle)
-        gate, up = project("gate_proj", normed), project("up_proj", normed)
-        out = project("down_proj", _swiglu(gate, up), middle)
+        inputs = normed(self._norms[1], middle)
+        gate, up = project("gate_proj", inputs), project("up_proj", inputs)
+        out = project("down_proj", swiglu(gate, up), middle)
         return out, Kept(state, attended, mixed, middle, gate, up, low)
 
     def backward(
-        self,
-        gradient: mx.array,
-        kept: Kept,
-        shape: tuple[int, int],
-        mask: Mask,
-        adapters: Adapters,
-        *,
-        need_input: bool,
+        self, gradient: mx.array, kept: Kept, frame: Frame, adapters: Adapters, *, need_input: bool
     ) -> tuple[mx.array | None, Gradients]:
         """Gradients with respect to the input (None unless needed) and to the factors of each adapted projection."""
         gradients: Gradients = {}
@@ -150,39 +156,41 @@ class Layer:
                     result = result + (reduced @ adapters[name].a.T) * keep
             return result
 
-        inner = _swiglu(gate, up) if "down_proj" in adapters else gradient
+        inner = swiglu(gate, up) if "down_proj" in adapters else gradient
         d_inner = back("down_proj", gradient, inner)
         d_gate, d_up = _swiglu_back(d_inner, gate, up)
         adapted = "gate_proj" in adapters or "up_proj" in adapters
-        normed = self._normed(1, between) if adapted else d_up
-        d_normed = back("up_proj", d_up, normed, back("gate_proj", d_gate, normed))
-        middle = gradient + self._normed_back(1, between, d_normed)
+        inputs = normed(self._norms[1], between) if adapted else d_up
+        d_normed = back("up_proj", d_up, inputs, back("gate_proj", d_gate, inputs))
+        middle = gradient + normed_back(self._norms[1], between, d_normed)
         d_mixed = back("o_proj", middle, kept.mixed)
-        d_query, d_key, d_value = attend_back(d_mixed, kept.attended, mask, self._scale)
+        d_query, d_key, d_value = attend_back(d_mixed, kept.attended, frame.mask, self._scale)
         # A rotation's way back does not depend on what was rotated.
         d_query, d_key = (
             mx.vjp(self._rope, [one], [change])[1][0]
             for one, change in ((kept.attended.query, d_query), (kept.attended.key, d_key))
         )
         rows = {"q_proj": d_query, "k_proj": d_key, "v_proj": d_value}
-        normed = self._normed(0, before) if rows.keys() & adapters.keys() else d_query
+        inputs = normed(self._norms[0], before) if rows.keys() & adapters.keys() else d_query
         total: mx.array | None = None
         for name, heads in rows.items():
-            flat = heads.transpose(0, 2, 1, 3).reshape(shape[0] * shape[1], -1)
+            flat = heads.transpose(0, 2, 1, 3).reshape(len(gradient), -1)
             if need_input:
-                total = back(name, flat, normed, total)
+                total = back(name, flat, inputs, total)
             elif name in adapters:
-                factors_back(name, flat, normed)
-        return None if total is None else middle + self._normed_back(0, before, total), gradients
+                factors_back(name, flat, inputs)
+        return None if total is None else middle + normed_back(self._norms[0], before, total), gradients
 
-    def _normed(self, which: int, state: mx.array) -> mx.array:
-        norm = self._norms[which]
-        return mx.fast.rms_norm(state, norm.weight, norm.eps)
 
-    def _normed_back(self, which: int, state: mx.array, gradient: mx.array) -> mx.array:
-        # Without the weight MLX does not compute the weight's gradient, which nobody wants.
-        norm = self._norms[which]
-        return mx.vjp(lambda x: mx.fast.rms_norm(x, None, norm.eps), [state], [gradient * norm.weight])[1][0]
+def normed(norm: nn.Module, state: mx.array) -> mx.array:
+    """What an RMSNorm gives."""
+    return mx.fast.rms_norm(state, norm.weight, norm.eps)
+
+
+def normed_back(norm: nn.Module, state: mx.array, gradient: mx.array) -> mx.array:
+    """The gradient of an RMSNorm's input."""
+    # Without the weight MLX does not compute the weight's gradient, which nobody wants.
+    return mx.vjp(lambda x: mx.fast.rms_norm(x, None, norm.eps), [state], [gradient * norm.weight])[1][0]
 
 
 def _base(module: nn.Module) -> nn.Module:
@@ -210,7 +218,8 @@ _compiled_swiglu = mx.compile(_plain_swiglu, shapeless=True)
 _compiled_swiglu_back = mx.compile(_plain_swiglu_back, shapeless=True)
 
 
-def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """silu(gate) * up."""
     # One kernel instead of three on a GPU; on a CPU compiling calls the C++ compiler and gains nothing.
     return (_compiled_swiglu if mx.default_device().type == mx.gpu else _plain_swiglu)(gate, up)
 

@@ -22,6 +22,11 @@ class Layout:
             self._ends.append((self._ends[-1] if self._ends else 0) + math.prod(shape))
 
     @property
+    def starts(self) -> dict[str, int]:
+        """Of each array."""
+        return dict(zip(self.shapes, [0, *self._ends], strict=False))
+
+    @property
     def size(self) -> int:
         """Of the vector."""
         return self._ends[-1]

@@ -25,15 +25,24 @@ class Stepper:
         upper: with its adapter's layers, whose values are where training starts.
         group: the ranks that share the work; each calls the same methods, with batches of its own.
         compiled: compute a graph a shape, so batches had better have few; pays on a GPU.
+        fused: merge projections where the model's can be, which changes their modules' weights to views; meant for a
+            GPU, and not used by the train stage until it is measured there (benchmarks/step.py).
     """
 
     def __init__(
-        self, upper: Upper, lora: LoraParams, params: TrainParams, group: Group = ALONE, *, compiled: bool = False
+        self,
+        upper: Upper,
+        lora: LoraParams,
+        params: TrainParams,
+        group: Group = ALONE,
+        *,
+        compiled: bool = False,
+        fused: bool = False,
     ) -> None:
         start = flatten(upper.adapter())
         self.compiled, self._layout, self._group = compiled, Layout(start), group
         self._vector = self._layout.join(start)
-        self._model = choose_model(upper, self._layout, lora, compiled=compiled)
+        self._model = choose_model(upper, self._layout, lora, compiled=compiled, fused=fused)
         self._norm = params.max_gradient_norm
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})

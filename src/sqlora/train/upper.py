@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from sqlora.llama import supports
 from sqlora.model import load_lazily
 from sqlora.progress import progress
-from sqlora.train.attention import make_mask
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layer import Layer
@@ -142,9 +141,8 @@ def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable
             raise Interrupted
         if written:
             rows, length, width = state.shape
-            mask = make_mask(length, state.dtype, args.num_attention_heads // args.num_key_value_heads, window)
-            flat = state.reshape(rows * length, width)
-            states[number] = written.forward(flat, (rows, length), mask, {})[0].reshape(state.shape)
+            frame = written.frame((rows, length), state.dtype, window)
+            states[number] = written.forward(state.reshape(-1, width), frame, {})[0].reshape(state.shape)
         else:
             states[number] = layer(state, attention_mask(layer, state, args))
         # One batch is computed while the next is prepared; more at once would take more memory.

@@ -1,0 +1,223 @@
+"""The layers of sqlora.train.layer in fewer operations, for a GPU that waits for its host.
+
+The projections that read the same input are one product (sqlora.merged), on the way back too; so are their adapters,
+whose second factors stand in one matrix with zeros between them. All heads are turned at once, and the adapters of all
+layers are taken out of the vector with one index, and their gradients put back with another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlora.mlx import mx
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sqlora.llama import GROUPS, projections
+from sqlora.merged import merge, product, product_back
+from sqlora.train.attention import Attended, attend, attend_back, make_mask
+from sqlora.train.layer import Frame, normed, normed_back, swiglu
+from sqlora.train.layout import Layout
+
+Pair = tuple[mx.array, mx.array]
+"""(inputs, rank) and (rank, outputs) of a group's adapter, its scale included; or their gradients."""
+Adapters = dict[int, Pair]
+"""By the group's place in GROUPS; what is not adapted is not there."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the way back needs of a layer; T = rows x length tokens.
+
+    state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
+    (T, width), the state between both halves; gates: (T, 2 * inner); low: of each adapted group what is behind its
+    first factor (T, rank).
+    """
+
+    state: mx.array
+    attended: Attended
+    mixed: mx.array
+    middle: mx.array
+    gates: mx.array
+    low: dict[int, mx.array]
+
+    @property
+    def masks(self) -> dict[str, mx.array | None]:
+        """Of dropout, which these layers have not."""
+        return {}
+
+
+class FusedLayer:
+    """A layer that is `mergeable`; its modules' weights become views of the merged ones."""
+
+    def __init__(self, block: Any) -> None:
+        attention = block.self_attn
+        self._parts = [merge(projections(block, group), adapters=False) for group in GROUPS]
+        self._norms = block.input_layernorm, block.post_attention_layernorm
+        self._rope, self._scale = attention.rope, attention.scale
+        self._queries, self._keys = attention.n_heads, attention.n_kv_heads
+
+    @property
+    def heads(self) -> int:
+        """Of queries, keys and values."""
+        return int(self._queries + 2 * self._keys)
+
+    def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
+        """For batches of a shape."""
+        turns = np.repeat(np.arange(shape[1], dtype=np.int32)[:, None], self.heads, axis=1)
+        turns[:, self._queries + self._keys :] = 0
+        mask = make_mask(shape[1], dtype, self._queries // self._keys, window)
+        return Frame(shape, mask, mx.array(np.tile(turns.reshape(-1), shape[0])))
+
+    def forward(
+        self, state: mx.array, frame: Frame, adapters: Adapters, masks: Mapping[str, mx.array | None] | None = None
+    ) -> tuple[mx.array, Kept]:
+        """(T, width) -> the same, and what `backward` needs."""
+        low: dict[int, mx.array] = {}
+
+        def project(group: int, inputs: mx.array, add: mx.array | None = None) -> mx.array:
+            part = self._parts[group]
+            result = product(inputs, part.weights, part.kind, add)
+            if group in adapters:
+                low[group] = inputs @ adapters[group][0]
+                result = mx.addmm(result, low[group], adapters[group][1])
+            return result
+
+        rows, length = frame.shape
+        heads = project(0, normed(self._norms[0], state)).reshape(rows * length * self.heads, 1, 1, -1)
+        heads = self._rope(heads, offset=frame.turns).reshape(rows, length, self.heads, -1)
+        size = heads.shape[-1]
+        query = mx.contiguous(heads[:, :, : self._queries].transpose(0, 2, 1, 3))
+        # Keys before values, so that each of them lies in one piece.
+        others = heads[:, :, self._queries :].reshape(rows, length, 2, self._keys, size).transpose(2, 0, 3, 1, 4)
+        key, value = (one.reshape(rows, self._keys, length, size) for one in mx.split(mx.contiguous(others), 2))
+        mixed, attended = attend(query, key, value, frame.mask, self._scale)
+        middle = project(1, mixed, state)
+        gates = project(2, normed(self._norms[1], middle))
+        out = project(3, swiglu(*mx.split(gates, 2, axis=1)), middle)
+        return out, Kept(state, attended, mixed, middle, gates, low)
+
+    def backward(
+        self, gradient: mx.array, kept: Kept, frame: Frame, adapters: Adapters, *, need_input: bool
+    ) -> tuple[mx.array | None, Adapters]:
+        """Gradients with respect to the input (None unless needed) and to the adapters."""
+        gradients: Adapters = {}
+        # As in Layer.backward: what is computed again is not to be kept from the forward pass.
+        before, between, gates = mx.depends([kept.state, kept.middle, kept.gates], [gradient])
+
+        def back(group: int, gradient: mx.array, inputs: mx.array, *, needed: bool = True) -> mx.array:
+            part = self._parts[group]
+            result = product_back(gradient, part.weights, part.kind) if needed else gradient
+            if group in adapters:
+                first, second = adapters[group]
+                reduced = gradient @ second.T
+                gradients[group] = inputs.T @ reduced, kept.low[group].T @ gradient
+                result = mx.addmm(result, reduced, first.T) if needed else result
+            return result
+
+        inner = swiglu(*mx.split(gates, 2, axis=1)) if 3 in adapters else gradient
+        d_gates = _swiglu_back(back(3, gradient, inner), gates)
+        d_normed = back(2, d_gates, normed(self._norms[1], between) if 2 in adapters else d_gates)
+        middle = gradient + normed_back(self._norms[1], between, d_normed)
+        d_mixed = back(1, middle, kept.mixed)
+        parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale)
+        heads = mx.concatenate([one.transpose(0, 2, 1, 3) for one in parts], axis=2)
+        heads = heads.reshape(-1, 1, 1, heads.shape[-1])
+        # A rotation's way back does not depend on what was rotated.
+        turned = mx.vjp(lambda x: self._rope(x, offset=frame.turns), [heads], [heads])[1][0]
+        flat = turned.reshape(gradient.shape[0], -1)
+        inputs = normed(self._norms[0], before) if 0 in adapters else flat
+        total = back(0, flat, inputs, needed=need_input)
+        return middle + normed_back(self._norms[0], before, total) if need_input else None, gradients
+
+
+class Taken:
+    """Where the adapters' entries lie in the vector.
+
+    Args:
+        blocks: of the layers, with their LoRA layers.
+    """
+
+    def __init__(self, layout: Layout, blocks: list[Any]) -> None:
+        starts, self._size = layout.starts, layout.size
+        self._indices: dict[int, list[tuple[int, NDArray[np.int32], NDArray[np.int32]]]] = {}
+        for group, names in enumerate(GROUPS):
+            for number, block in enumerate(blocks):
+                found = _indices(names, number, block, layout, starts)
+                if found is not None:
+                    self._indices.setdefault(group, []).append((number, *found))
+        every = [index for entries in self._indices.values() for _, *pair in entries for index in pair]
+        flat = np.concatenate([index.reshape(-1) for index in every])
+        back = np.empty(self._size, np.int32)
+        back[flat[flat < self._size]] = np.nonzero(flat < self._size)[0]
+        self._back = mx.array(back)
+        self._pairs = {
+            group: tuple(mx.array(np.stack([entry[part] for entry in entries])) for part in (1, 2))
+            for group, entries in self._indices.items()
+        }
+        self.lowest = min(number for entries in self._indices.values() for number, *_ in entries)
+
+    def adapters(self, vector: mx.array, layers: int, dropout: float) -> list[Adapters]:
+        """Each layer's adapters out of the vector; dropout is 0 here."""
+        assert not dropout
+        found: list[Adapters] = [{} for _ in range(layers)]
+        extended = mx.concatenate([vector, mx.zeros(1, dtype=vector.dtype)])  # the last is what stands between blocks
+        for group, entries in self._indices.items():
+            first, second = (extended[index] for index in self._pairs[group])
+            for place, (number, *_) in enumerate(entries):
+                # Slices are views; an index would copy.
+                found[number][group] = first[place : place + 1].squeeze(0), second[place : place + 1].squeeze(0)
+        return found
+
+    def vector(self, gradients: list[Adapters]) -> mx.array:
+        """The gradients of the layers' adapters as a vector."""
+        parts = [
+            one.reshape(-1)
+            for group, entries in self._indices.items()
+            for number, *_ in entries
+            for one in gradients[number][group]
+        ]
+        return mx.concatenate(parts)[self._back]
+
+
+def _indices(
+    names: tuple[str, ...], number: int, block: Any, layout: Layout, starts: dict[str, int]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
+    """Where in the vector the entries of a group's two factors lie, the vector's length for those that are zero."""
+    firsts: list[NDArray[np.int32]] = []
+    seconds: list[tuple[int, int, NDArray[np.int32]]] = []
+    column = rank = 0
+    for name, module in zip(names, projections(block, names), strict=True):
+        base = module.linear if "linear" in module else module
+        place = f"model.model.layers.{number}.{'self_attn' if name in block.self_attn else 'mlp'}.{name}"
+        if f"{place}.lora_a" in layout.shapes:
+            first, second = (
+                starts[f"{place}.{part}"]
+                + np.arange(np.prod(layout.shapes[f"{place}.{part}"]), dtype=np.int32).reshape(
+                    layout.shapes[f"{place}.{part}"]
+                )
+                for part in ("lora_a", "lora_b")
+            )
+            firsts.append(first)
+            seconds.append((rank, column, second))
+            rank += len(second)
+        column += base.weight.shape[0]
+    if not firsts:
+        return None
+    whole = np.full((rank, column), layout.size, np.int32)
+    for row, start, second in seconds:
+        whole[row : row + second.shape[0], start : start + second.shape[1]] = second
+    return np.concatenate(firsts, axis=1), whole
+
+
+def _swiglu_back(gradient: mx.array, gates: mx.array) -> mx.array:
+    """(T, inner) and (T, 2 * inner) -> (T, 2 * inner), in one operation once it is compiled."""
+    both = gates.reshape(gates.shape[0], 2, -1)
+    gate, up, gradient = both[:, :1], both[:, 1:], gradient[:, None]
+    share = mx.sigmoid(gate)
+    activated = gate * share
+    first = mx.arange(2)[:, None] == 0
+    return (gradient * mx.where(first, up * (share + activated * (1 - share)), activated)).reshape(gates.shape)
