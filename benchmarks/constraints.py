@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlora.mlx import mx
 
 from sqlora.generate.choose import Counts
+from sqlora.generate.forward import make_forward
 from sqlora.generate.run import generate
 from sqlora.model import add_adapter, load_base
 from sqlora.params.generate import GenerateParams
@@ -44,7 +45,7 @@ def main() -> None:
     if arguments.adapter:
         add_adapter(model, arguments.adapter)
     mx.eval(model.parameters())
-    tokenizer = Tokenizer(arguments.model)
+    tokenizer, forward = Tokenizer(arguments.model), make_forward(model)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "dataset"
         folder.mkdir()
@@ -57,7 +58,7 @@ def main() -> None:
             constrain, _, candidates = setting.partition("@")
             params_ = GenerateParams(arguments.batch_size, 100, constrain, int(candidates or 1), 1, None, "auto")
             counts, started = Counts(), time.perf_counter()
-            done = generate(model, tokenizer, questions, params_, database=database, counts=counts, label=setting)
+            done = generate(forward, tokenizer, questions, params_, database=database, counts=counts, label=setting)
             seconds = time.perf_counter() - started
             predictions = [Prediction(c.completion, c.stopped, c.tokens, c.closed) for c in done]
             verdicts = judge(questions, predictions, database)

@@ -40,6 +40,7 @@ from sqlora.distributed.group import Group
 from sqlora.distributed.launch import launched
 from sqlora.distributed.rank import joined
 from sqlora.generate.choose import Counts
+from sqlora.generate.forward import Forward, make_forward
 from sqlora.generate.run import generate
 from sqlora.memory import peak_memory
 from sqlora.params.generate import GenerateParams
@@ -52,8 +53,9 @@ SYSTEMS = "ours,none,batch,one"
 
 @dataclass(frozen=True)
 class Task:
-    """The questions with their prompts and reference answers (without EOS) in tokens."""
+    """The model for decoding, and the questions with their prompts and reference answers (without EOS) in tokens."""
 
+    forward: Forward
     tokenizer: Tokenizer
     questions: list[Example]
     prompts: list[list[int]]
@@ -95,7 +97,7 @@ def run(arguments: argparse.Namespace, group: Group) -> None:
     model.eval()
     mx.eval(model.parameters())
     with tempfile.TemporaryDirectory() as scratch:
-        task = read_task(arguments.tokens, Path(scratch), arguments.count)
+        task = read_task(make_forward(model), arguments.tokens, Path(scratch), arguments.count)
         tokens = sum(len(answer) + 1 for answer in task.answers) / len(task.answers)
         print(
             f"{len(task.prompts)} questions, {tokens:.1f} tokens an answer with EOS, batch size {arguments.batch_size}"
@@ -130,7 +132,9 @@ def ours(
     """The generate stage's engine."""
     counts = Counts()
     params = GenerateParams(arguments.batch_size, 200, constrain, None, 1, None, "auto")
-    done = generate(model, task.tokenizer, task.questions, params, teacher=task.answers, counts=counts, group=group)
+    done = generate(
+        task.forward, task.tokenizer, task.questions, params, teacher=task.answers, counts=counts, group=group
+    )
     wrong = sum(one.tokens != len(answer) for one, answer in zip(done, task.answers, strict=True))
     total = len(done)
     constraints = counts.grammars + counts.masks + counts.matching
@@ -157,7 +161,7 @@ def none(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Gro
 def written(model: nn.Module, task: Task, arguments: argparse.Namespace, group: Group) -> tuple[int, Any]:
     """What the model itself writes, under the constraint; the same answers as those in a file?"""
     params = GenerateParams(arguments.batch_size, 60, "schema", None, 1, None, "auto")
-    done = [one.completion for one in generate(model, task.tokenizer, task.questions, params, group=group)]
+    done = [one.completion for one in generate(task.forward, task.tokenizer, task.questions, params, group=group)]
     if group.rank == 0 and not arguments.answers.exists():
         arguments.answers.write_text(json.dumps(done))
     group.barrier()
@@ -198,7 +202,7 @@ RUNS: dict[str, Callable[..., tuple[int, dict[str, float]]]] = {
 }
 
 
-def read_task(path: Path, scratch: Path, count: int) -> Task:
+def read_task(forward: Forward, path: Path, scratch: Path, count: int) -> Task:
     """Read what `prepare` wrote."""
     data = json.loads(path.read_text())
     (scratch / "tokenizer.model").write_bytes(base64.b64decode(data["tokenizer"]))
@@ -207,7 +211,9 @@ def read_task(path: Path, scratch: Path, count: int) -> Task:
         Example(row["table_id"], row["question"], tuple(row["header"]), tuple(row["types"]), LogicalForm(0, 0, ()))
         for row in rows
     ]
-    return Task(Tokenizer(scratch), questions, [row["prompt"] for row in rows], [row["answer"] for row in rows])
+    return Task(
+        forward, Tokenizer(scratch), questions, [row["prompt"] for row in rows], [row["answer"] for row in rows]
+    )
 
 
 def prepare(target: Path, wikisql: Path, tokenizer_file: Path | None, count: int) -> None:

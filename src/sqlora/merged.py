@@ -9,8 +9,8 @@ from sqlora.mlx import mx, nn
 
 from mlx_lm.tuner.lora import LoRALinear
 
-# Of a quantized weight: group_size, bits, mode.
-Kind = tuple[int, int, str] | None
+# Of a quantized weight, of MLX's affine kind: group_size and bits.
+Kind = tuple[int, int] | None
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,8 @@ class Merged:
 def can_merge(modules: Sequence[nn.Module]) -> bool:
     """Whether modules, linear ones without bias or these in LoRA layers, are of one kind."""
     bases = [_base(module) for module in modules]
+    if any(isinstance(base, nn.QuantizedLinear) and base.mode != "affine" for base in bases):
+        return False
     return len({(_kind(base), "biases" in base, _parts(base)["weight"].dtype) for base in bases}) == 1
 
 
@@ -88,7 +90,7 @@ def _product(
     inputs: mx.array, weights: dict[str, mx.array], kind: Kind, add: mx.array | None, *, transpose: bool
 ) -> mx.array:
     if kind is not None:
-        group_size, bits, mode = kind
+        group_size, bits = kind
         result = mx.quantized_matmul(
             inputs,
             weights["weight"],
@@ -97,7 +99,6 @@ def _product(
             transpose=transpose,
             group_size=group_size,
             bits=bits,
-            mode=mode,
         )
         return result if add is None else result + add
     weight = weights["weight"].T if transpose else weights["weight"]
@@ -109,7 +110,7 @@ def _base(module: nn.Module) -> nn.Module:
 
 
 def _kind(base: nn.Module) -> Kind:
-    return (base.group_size, base.bits, base.mode) if isinstance(base, nn.QuantizedLinear) else None
+    return (base.group_size, base.bits) if isinstance(base, nn.QuantizedLinear) else None
 
 
 def _parts(base: nn.Module) -> dict[str, mx.array]:

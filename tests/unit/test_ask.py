@@ -144,6 +144,9 @@ def test_an_error_is_json_too_where_that_was_asked_for(
         assert json.loads(capsys.readouterr().out) == {"question": question, "error": str(error.value)}
     with pytest.raises(SystemExit):
         arguments("x", "--csv", csv, "--rows", "-1")
+    with pytest.raises(SystemExit):
+        arguments("x", "--csv", csv, "--rows", "abc")
+    assert "'abc' is no whole number of 0 or more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["---.csv", ".csv", "sqlite_stat.csv", "Ελλάδα 2.CSV", 'it\'s "x".csv', "7"])
@@ -229,3 +232,8 @@ def test_the_command_line(model_folder: Path, csv: Path, tmp_path: Path) -> None
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: artifacts/adapter: found no adapter")
+
+
+def test_an_answer_that_did_not_end_is_called_so_even_if_what_is_there_is_a_query() -> None:
+    shown = show(Reply("q", " SELECT a FROM t", None, failure="no_stop"), 20)
+    assert shown == "no answer: the model's did not end within 200 tokens; it began ' SELECT a FROM t'"

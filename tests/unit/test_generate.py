@@ -19,6 +19,7 @@ from tiny_llama import write_model
 
 from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
+from sqlora.generate import activations
 from sqlora.generate.answer import Answer, Job
 from sqlora.generate.choose import Counts
 from sqlora.generate.constraint import Constraint, fill
@@ -158,6 +159,33 @@ def test_merged_weights_are_in_memory_once_and_the_model_still_computes_with_the
     assert mergeable(model.layers)
     nn.quantize(model.layers[0], group_size=32, bits=4, class_predicate=lambda path, _: path.endswith("q_proj"))
     assert not mergeable(model.layers), "a quantized projection beside a plain one cannot be merged"
+
+
+def test_prompts_leave_no_more_behind_than_the_caches_hold(model_folder: Path) -> None:
+    model, _ = load_base(model_folder)
+    engine = Engine(Fused(model, compiled=False), 8, GPU_SHAPES)
+    before = mx.get_active_memory()
+    rng = np.random.default_rng(1)
+    for first in (0, 4):
+        mx.eval(engine.read_prompts({row: rng.integers(3, 500, 100).tolist() for row in range(first, first + 4)}))
+        mx.synchronize()
+        held = mx.get_active_memory() - before
+        caches = sum(cache.held.nbytes for cache in engine._caches)
+        assert held < 1.1 * caches + 10_000
+
+
+def test_long_prompts_are_attended_to_in_parts(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = load_base(model_folder)
+    texts = {0: list(range(3, 83)), 1: list(range(90, 150))}
+    whole = Engine(Modules(model), 2, CPU_SHAPES).read_prompts(texts)
+    mx.eval(whole)
+    monkeypatch.setattr("sqlora.generate.activations._SCORES", 3_000)
+    calls: list[int] = []
+    plain = activations.attend
+    monkeypatch.setattr(activations, "attend", lambda *given: calls.append(1) or plain(*given))
+    parts = Engine(Modules(model), 2, CPU_SHAPES).read_prompts(texts)
+    assert mx.allclose(whole, parts, rtol=1e-4, atol=1e-4).item()
+    assert len(calls) > 3, "of so many parts"
 
 
 @pytest.mark.parametrize(("forward", "plain"), [("modules", 512), *((name, n) for name in FUSED for n in (512, 9))])

@@ -17,9 +17,10 @@ from sqlora.sql.sandbox import Cell
 from sqlora.text import render_prompt
 from sqlora.tokenizer import Tokenizer
 
+MAX_TOKENS = 200
 _PARAMS = GenerateParams(
     batch_size=4,
-    max_tokens=200,
+    max_tokens=MAX_TOKENS,
     constrain="schema+question",
     execution_guided=4,
     workers=1,

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 
-from sqlora.ask.answer import Asker, Reply
+from sqlora.ask.answer import MAX_TOKENS, Asker, Reply
 from sqlora.ask.source import Source, open_csv, open_sqlite
 from sqlora.errors import SqloraError
 from sqlora.sql.sandbox import Cell
@@ -64,7 +64,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def show(reply: Reply, most: int) -> str:
     """A reply for a terminal."""
     if reply.sql is None:
-        return f"no SQL: the model wrote {reply.written!r}"
+        return f"no answer: the model's did not end within {MAX_TOKENS} tokens; it began {reply.written!r}"
     lines = [reply.sql]
     if reply.failure:
         lines.append(f"failed: {reply.failure}")

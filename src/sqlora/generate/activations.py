@@ -13,6 +13,9 @@ from mlx_lm.models.activations import swiglu
 
 from sqlora.generate.packed import additive
 
+# So many scores are in memory at a time, 4 bytes each.
+_SCORES = 32_000_000
+
 
 def use_numpy(dtype: mx.Dtype) -> bool:
     """Whether this device and type gain from it."""
@@ -61,6 +64,12 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
         mixed: mx.array = (weights @ values).reshape(rows, heads, new, width)
         return mixed
     assert not isinstance(mask, str)
+    together = max(1, _SCORES // (rows * heads * keys.shape[2]))
+    if new > together:  # a long prompt: some of its queries at a time
+        parts = [slice(start, start + together) for start in range(0, new, together)]
+        return mx.concatenate(
+            [attend(queries[:, :, part], keys, values, scale, mask[:, :, part]) for part in parts], axis=2
+        )
     mx.eval(queries, keys, values, mask)
     # The heads that share keys are rows of one matrix. NumPy's BLAS takes so small a one in one thread; the BLAS that
     # MLX uses wakes all threads for each, which takes ten times as long where other programs want the cores too.
@@ -68,7 +77,8 @@ def attend(queries: mx.array, keys: mx.array, values: mx.array, scale: float, ma
     weights = np.matmul(asked, np.array(keys, copy=False).swapaxes(-1, -2)).reshape(rows, heads, new, -1)
     weights *= np.float32(scale)
     np.copyto(weights, np.float32(-np.inf), where=~np.array(mask, copy=False))
-    weights -= weights.max(-1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # what is padding may see nothing
+        weights -= weights.max(-1, keepdims=True)
     np.exp(weights, out=weights)
     weights /= weights.sum(-1, keepdims=True)
     seen = np.matmul(weights.reshape(rows, groups, heads // groups * new, -1), np.array(values, copy=False))

@@ -40,18 +40,22 @@ class LayerCache:
             self._held = mx.concatenate([before, more], axis=1).reshape(-1, entries.shape[1])
         self._held[places] = entries
 
+    @property
+    def held(self) -> mx.array:
+        """All of it, as the last writing leaves it."""
+        assert self._held is not None
+        return self._held
+
     def all(self) -> tuple[mx.array, mx.array]:
         """Keys and values: (rows, heads, slots, width)."""
-        assert self._held is not None
         half = self._rows * self._heads * self.slots
         shape = (self._rows, self._heads, self.slots, -1)
         # Slices are views; an index would copy.
-        return self._held[:half].reshape(shape), self._held[half:].reshape(shape)
+        return self.held[:half].reshape(shape), self.held[half:].reshape(shape)
 
     def reorder(self, sources: mx.array) -> None:
         """Row n becomes what row sources[n] was."""
-        assert self._held is not None
-        whole = self._held.reshape(2, self._rows, self._heads, self.slots, -1)
+        whole = self.held.reshape(2, self._rows, self._heads, self.slots, -1)
         self._held = whole[:, sources].reshape(-1, whole.shape[-1])
 
 

@@ -96,8 +96,10 @@ class Fused:
             state = layer.after(
                 state, heads, *seen, mask, queries, own, layer.output, layer.norms[1], layer.gates, layer.down
             )
-            if number % _AHEAD == _AHEAD - 1:
-                mx.async_eval(state)
+            if number % _AHEAD == _AHEAD - 1 or number == self.layers - 1:
+                # Prompts do not look at the caches; left for later, what is written there would keep all heads alive.
+                written = [one.held for one in caches[number - number % _AHEAD : number + 1]] if fresh else []
+                mx.async_eval(state, *written)
         logits: mx.array = self._head(self._norm(state[last]))
         return logits
 

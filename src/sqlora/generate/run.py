@@ -63,7 +63,7 @@ def generate(
     Under a constraint an answer that reaches max_tokens is cut back to the longest complete query that it begins with.
 
     Args:
-        model: mlx-lm's; or what `make_forward` made of it, which several calls may share.
+        model: mlx-lm's; or what `make_forward` made of it, which several calls had better share.
         label: of the progress bar; None for none.
         database: of the tables, for execution-guided decoding.
         keep: a folder, of this run only, for answers that survive a kill; it is gone when the run is through.
