@@ -5,7 +5,7 @@
 A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
 is needed. Each setting is timed with projections merged and not; on a GPU with its steps compiled and not, with MLX's
 memory limit as training sets it and without, and with CUDA's memory pool kept. --files times reading the weights of a
-converted model, by the stream that reads.
+converted model, by the stream that reads; --operations what single operations cost the host.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ def main() -> None:
     parser.add_argument("--settings", default="1x4,4x16" if GPU else "1x2,4x8")
     parser.add_argument("--shape", choices=list(SHAPES), default="mistral" if GPU else "demo")
     parser.add_argument("--files", type=Path)
+    parser.add_argument("--operations", action="store_true", help="time what single operations cost, and nothing else")
     arguments = parser.parse_args()
+    if arguments.operations:
+        time_operations()
+        return
     if arguments.files:
         time_reading(arguments.files)
     for setting in arguments.settings.split(","):
@@ -153,6 +157,45 @@ def timed(step: Callable[[int], tuple[mx.array, mx.array]], count: int = 20) -> 
         previous = loss
     mx.eval(previous)
     return (time.perf_counter() - started) / count
+
+
+def time_operations(count: int = 200) -> None:
+    """What one operation of a chain costs the host to issue, and in all: the best of five chains, compiled on a GPU."""
+    dtype = mx.bfloat16 if GPU else mx.float32
+
+    def random_array(*shape: int) -> mx.array:
+        return (mx.random.normal(shape) * 0.02).astype(dtype)
+
+    state, weight, low, norm = random_array(384, 1024), random_array(1024, 1024), random_array(1024, 8), mx.ones(1024)
+    heads, keys = random_array(4, 8, 384, 128), random_array(4, 8, 96, 128)
+    operations: dict[str, tuple[mx.array, Callable[[mx.array], mx.array]]] = {
+        "addition": (state, lambda x: x + state),
+        "RMSNorm": (state, lambda x: mx.fast.rms_norm(x, norm.astype(dtype), 1e-5)),
+        "product": (state, lambda x: x @ weight.T),
+        "product and addition": (state, lambda x: mx.addmm(state, x, weight.T)),
+        "two products of rank 8": (state, lambda x: (x @ low) @ low.T),
+        "two products of attention": (heads, lambda x: (x @ keys.swapaxes(-1, -2)) @ keys),
+        "rotary part": (heads, lambda x: mx.fast.rope(x, 128, traditional=False, base=1e4, scale=1.0, offset=0)),
+        "softmax": (heads, lambda x: mx.softmax(x, axis=-1, precise=True)),
+    }
+    for name, (first, operation) in operations.items():
+
+        def chain(first: mx.array = first, operation: Callable[[mx.array], mx.array] = operation) -> mx.array:
+            for _ in range(count):
+                first = operation(first)
+            return first
+
+        run = mx.compile(chain) if GPU else chain
+        mx.eval(run())
+        best = (float("inf"), 0.0)
+        for _ in range(5):
+            started = time.perf_counter()
+            mx.async_eval(run())
+            issued = time.perf_counter()
+            mx.synchronize()
+            best = min(best, (time.perf_counter() - started, issued - started))
+        whole, issuing = (1e6 * seconds / count for seconds in best)
+        print(f"{name:<26} issuing {issuing:6.1f} µs, in all {whole:7.1f} µs", flush=True)
 
 
 def time_reading(folder: Path) -> None:

@@ -9,7 +9,7 @@ from sqlora.mlx import mx, nn
 
 from sqlora.generate.activations import attend, gated, make_mask, use_numpy
 from sqlora.generate.cache import LayerCache, places_of
-from sqlora.generate.fused import Fused
+from sqlora.generate.fused import AHEAD, Fused
 from sqlora.generate.packed import Step, make_seen, to_device
 from sqlora.llama import mergeable
 
@@ -67,7 +67,7 @@ class Modules:
         )
         # A prompt's padding is at the right, where no token of it looks; a kernel of its own knows that mask by name.
         named: mx.array | str = full if not fresh or use_numpy(state.dtype) else "causal"
-        for layer, cache in zip(inner.layers, caches, strict=True):
+        for number, (layer, cache) in enumerate(zip(inner.layers, caches, strict=True)):
             attention, count = layer.self_attn, state.shape[0]
             x = layer.input_layernorm(state)
             # For the rotary part every token is a row of its own, with its own offset.
@@ -81,6 +81,8 @@ class Modules:
             state = _added(state, attention.o_proj, mixed.reshape(-1, mixed.shape[2] * mixed.shape[3])[back])
             x = layer.post_attention_layernorm(state)
             state = _added(state, layer.mlp.down_proj, gated(layer.mlp.gate_proj(x), layer.mlp.up_proj(x)))
+            if number % AHEAD == AHEAD - 1:
+                mx.async_eval(state)
         logits: mx.array = self._head(inner.norm(state[last]))
         return logits
 

@@ -24,7 +24,7 @@ from sqlora.merged import Kind, Merged, merge, product
 # shape, at a tenth of a second each; for longer prompts the memory that it saves is worth that.
 PLAIN_ATTENTION = 512
 # The device begins with so many layers while Python prepares the next ones.
-_AHEAD = 4
+AHEAD = 4
 
 Weights = dict[str, mx.array]
 Compiled = Callable[..., Any]
@@ -96,9 +96,9 @@ class Fused:
             state = layer.after(
                 state, heads, *seen, mask, queries, own, layer.output, layer.norms[1], layer.gates, layer.down
             )
-            if number % _AHEAD == _AHEAD - 1 or number == self.layers - 1:
+            if number % AHEAD == AHEAD - 1 or number == self.layers - 1:
                 # Prompts do not look at the caches; left for later, what is written there would keep all heads alive.
-                written = [one.held for one in caches[number - number % _AHEAD : number + 1]] if fresh else []
+                written = [one.held for one in caches[number - number % AHEAD : number + 1]] if fresh else []
                 mx.async_eval(state, *written)
         logits: mx.array = self._head(self._norm(state[last]))
         return logits
