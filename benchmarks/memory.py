@@ -109,10 +109,12 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from sqlora.memory import peak_memory
     from sqlora.params.lora import LoraParams
     from sqlora.plan.check import expect
+    from sqlora.runtime import cut_graphs
     from sqlora.tokenizer import Encoded
     from sqlora.train.data import read_config
     from sqlora.train.run import train_adapter
 
+    cut_graphs()  # as the stage does
     size, *flags = setting.split("+")
     assert set(flags) <= FLAGS, f"unknown flags in {setting}"
     batch, layers = map(int, size.split("x"))

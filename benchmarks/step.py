@@ -24,6 +24,8 @@ from mlx_lm.models import llama
 from train_params import train_params
 
 from sqlora.params.lora import LoraParams
+from sqlora.prefetch import prefetch
+from sqlora.runtime import cut_graphs
 from sqlora.tokenizer import Encoded
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
@@ -49,6 +51,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path)
     parser.add_argument("--operations", action="store_true", help="time what single operations cost, and nothing else")
     arguments = parser.parse_args()
+    cut_graphs()  # as the train stage does
     if arguments.operations:
         time_operations()
         return
@@ -128,7 +131,7 @@ def build(shape: str, batch: int, layers: int, *, compiled: bool, fused: bool) -
     model.set_dtype(mx.bfloat16 if GPU else mx.float32)
     upper = Upper(model, 0)
     upper.freeze()
-    upper.load()
+    mx.eval(upper.parameters())
     lora = LoraParams(adapter="lora", layers=layers, rank=8, scale=20.0, dropout=0.0, targets=("q_proj", "v_proj"))
     add_lora(upper, lora, 1)
     params = train_params(batch_size=batch)
@@ -199,24 +202,24 @@ def time_operations(count: int = 200) -> None:
 
 
 def time_reading(folder: Path) -> None:
-    """Read a quarter of the layers by the default stream, another by the CPU's, and use them."""
-    for name, stream in (("default stream", None), ("CPU stream", mx.cpu)):
+    """Read some layers by the default stream, others by the CPU's, others by that and prefetched, and use them."""
+    for number, (name, stream) in enumerate(
+        (("default stream", None), ("CPU stream", mx.cpu), ("CPU stream, prefetched", mx.cpu))
+    ):
         weights: dict[str, mx.array] = {}
         for file in sorted(folder.glob("*.safetensors")):
             loaded = mx.load(str(file), stream=stream) if stream else mx.load(str(file))
             assert isinstance(loaded, dict)
             weights |= loaded
-        numbers = sorted({int(key.split(".")[2]) for key in weights if key.startswith("model.layers.")})
-        part = numbers[: len(numbers) // 4] if stream else numbers[-(len(numbers) // 4) :]
-        arrays = [
-            value
-            for key, value in weights.items()
-            if key.startswith("model.layers.") and int(key.split(".")[2]) in part
-        ]
+        layers = [(int(key.split(".")[2]), value) for key, value in weights.items() if key.startswith("model.layers.")]
+        count = max(1, max(layer for layer, _ in layers) // 4)
+        arrays = [value for layer, value in layers if layer // count == number]
         size = sum(array.nbytes for array in arrays) / 1e9
         started = time.perf_counter()
         mx.eval(arrays)
         read = time.perf_counter()
+        if "prefetched" in name:
+            prefetch(arrays)
         mx.eval([array.sum() for array in arrays])
         used = time.perf_counter()
         print(f"{name}: {size:.2f} GB read in {read - started:.2f} s, first used in {used - read:.2f} s", flush=True)

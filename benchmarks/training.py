@@ -140,6 +140,7 @@ def ours(
     from sqlora.distributed.rank import joined
     from sqlora.params.lora import LoraParams
     from sqlora.plan.check import expect
+    from sqlora.runtime import cut_graphs
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
     from sqlora.train.data import read_config
@@ -153,6 +154,7 @@ def ours(
         learning_rate=learning_rate,
         validate_every=EVERY,
     )
+    cut_graphs()  # as the stage does
     with joined() as group:
         group.barrier()
         expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit

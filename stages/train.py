@@ -14,6 +14,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.check import expect
 from sqlora.publish import publish_file, publish_folder
+from sqlora.runtime import cut_graphs
 from sqlora.stage import run_stage
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.curve import curve
@@ -27,6 +28,7 @@ def main(
     model: Path, examples: Path, valid: Path, out: Path, metrics: Path, loss: Path, lora: LoraParams, train: TrainParams
 ) -> None:
     """Write the adapter folder `out`, the summary `metrics` (JSON) and, while training, the curve `loss` (CSV)."""
+    cut_graphs()
     if launched(train.workers, train.hostfile, train.backend):
         return
     with joined() as group:

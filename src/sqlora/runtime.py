@@ -63,6 +63,19 @@ def load_fast_blas() -> Blas:
     return Blas("MLX's reference BLAS", None)
 
 
+def cut_graphs() -> None:
+    """Have MLX end its CUDA graphs by the number of operations alone, for training; before the first operation.
+
+    MLX hands the device graphs of 30 operations, or fewer where these touch many bytes. Then where a graph ends depends
+    on a batch's length, and every length has graphs of its own, which the host has to make. Cut by number, graphs of
+    all lengths are alike, and kept ones are filled anew.
+    """
+    if has_cuda():
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
+        os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
+        os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "2000")
+
+
 def _keep_kernels() -> None:
     """MLX compiles some of its CUDA kernels on first use, three seconds each, and forgets them with the next reboot."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths, used_examples
+from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths, used_examples, validation_batches
 
 
 @pytest.mark.parametrize(("count", "size"), [(100, 4), (103, 4), (3, 4), (1, 1), (65, 16)])
@@ -81,3 +81,27 @@ def test_the_examples_of_a_short_run() -> None:
     assert len(seen) in (18, 20)
     assert used_examples(13, lengths, buckets, 4, 2) == list(range(50))
     assert used_examples(1000, lengths, buckets, 4, 2) == list(range(50))
+
+
+@pytest.mark.parametrize("size", [1, 3, 60])
+@pytest.mark.parametrize("few_shapes", [False, True])
+def test_validation_takes_each_example_once_in_batches_of_like_size(size: int, *, few_shapes: bool) -> None:
+    lengths = [(37 * i) % 90 + 10 for i in range(50)]
+    buckets = (40, 70, 99)
+    seen = []
+    for rank in range(size):
+        batches = validation_batches(lengths, buckets, 4, rank, size, few_shapes=few_shapes)
+        seen += [index for batch in batches for index in batch.chosen]
+        for length in buckets:
+            alike = [batch for batch in batches if batch.length == length]
+            shapes = {(batch.rows, batch.counted) for batch in alike}
+            assert len(shapes) <= 1 or not few_shapes
+            for batch in alike:
+                counted = sum(lengths[index] for index in batch.chosen)
+                assert max(lengths[index] for index in batch.chosen) <= length
+                assert batch.rows * length <= max(1024, 4 * length)
+                filled = batch.rows - len(batch.chosen), batch.counted - counted
+                assert min(filled) >= 0
+                assert filled == (0, 0) or few_shapes
+                assert batch.rows - len(batch.chosen) < len(alike), "the rows are shared out, not left over"
+    assert sorted(seen) == list(range(50))

@@ -32,7 +32,7 @@ from sqlora.errors import SqloraError
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
 from sqlora.train.division import divide, used_by
-from sqlora.train.validation import Data, validation_losses
+from sqlora.train.validation import Data, Validator
 
 # --- a step is divided ----------------------------------------------------------------------------------------------
 
@@ -99,7 +99,7 @@ def test_validation_is_divided_as_well() -> None:
     for rank in range(3):
         seen.append([])
         group: Any = SimpleNamespace(rank=rank, size=3, totals=list)
-        assert validation_losses(stepper, Data(examples, fetch, buckets, 4), 2, group) == (0.0, 0.0)
+        assert Validator(Data(examples, fetch, buckets, 4), 2, group).losses(stepper) == (0.0, 0.0)
     assert sorted(index for share in seen for index in share) == list(range(11))
     assert [len(share) for share in seen] == [4, 4, 3]
 

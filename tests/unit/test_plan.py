@@ -25,13 +25,13 @@ from sqlora.plan.check import expect
 from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
 from sqlora.plan.machine import Machine, available_memory, outside_memory, this_machine
-from sqlora.plan.memory import predict
+from sqlora.plan.memory import adapter_size, predict
 from sqlora.plan.prediction import ROOM, ROOM_AT_LEAST
 from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
-from sqlora.train.feed import Ready, transfer
+from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
@@ -254,11 +254,36 @@ def test_what_counts_as_the_peak_depends_on_the_device() -> None:
         for device in ("cpu", "cuda", "metal")
     }
     gpu, cpu = found["cuda"], found["cpu"]
-    assert gpu.live < gpu.peak < gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
+    assert gpu.live < gpu.peak == gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
     # 16 layers of 2 * 218 million parameters, and the output matrix, are 7.2 GB of it.
     assert 8e9 < found["metal"].peak < gpu.peak < 11.5e9
     assert cpu.peak > cpu.live + 10**9
     assert "training" in str(gpu)
+
+
+def test_what_a_cuda_device_has_beside_a_macs() -> None:
+    shape, sizes = known_shape("mistral-7b").converted("bfloat16", None, 64), assumed_sizes(1000)
+    lora = dataclasses.replace(LORA, layers=16, targets=("q_proj", "v_proj", "down_proj"))
+    work = work_of(sizes, assumed_sizes(100), TRAIN, compiled=True)
+    cuda, metal = (predict(shape, lora, TRAIN, work, device=device).phases["training"] for device in ("cuda", "metal"))
+    assert cuda["inputs of the next steps"] == 2 * metal["inputs of the next steps"]
+    assert cuda["inputs of validations"] == work.valid_tokens * 4096 * 2
+    factors = 16 * (16 * (4096 + 6144) + 8 * (14336 + 4096))  # q and v are two of rank 8 with k's columns between them
+    assert cuda["places in the adapter"] == 4 * (factors + adapter_size(shape, lora))
+    assert metal["places in the adapter"] == 0
+    large = predict(shape, lora, TRAIN, work_of(sizes, assumed_sizes(1000), TRAIN), device="cuda")
+    assert large.phases["validation"]["inputs of the validation"] == TRANSFER_BYTES
+
+
+def test_validation_batches_of_a_length_have_one_shape_on_a_gpu() -> None:
+    sizes = assumed_sizes(100)
+    shapes = {
+        compiled: {
+            (load.length, load.rows, load.counted) for load in work_of(sizes, sizes, TRAIN, compiled=compiled).valid
+        }
+        for compiled in (False, True)
+    }
+    assert len(shapes[True]) == len({length for length, *_ in shapes[True]}) < len(shapes[False])
 
 
 def test_memory_grows_with_what_the_readme_says() -> None:

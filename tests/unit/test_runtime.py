@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from contract import ROOT
 
+from sqlora.runtime import cut_graphs
+
 MODULES = sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "stages").glob("*.py")])
 MLX = ("mlx", "mlx_lm")
 
@@ -93,6 +95,21 @@ def test_with_cuda_compiled_kernels_outlive_a_reboot(tmp_path: Path, chosen: str
     folder = tmp_path / "sqlora" / f"kernels-mlx-{metadata.version('mlx')}"
     assert done.stdout.strip() == f"0 {chosen or folder}", "MLX ends a process with many shapes unless told otherwise"
     assert folder.is_dir()
+
+
+@pytest.mark.parametrize("cuda", [False, True])
+def test_training_cuts_cuda_graphs_by_number_unless_the_user_has_set_it(
+    monkeypatch: pytest.MonkeyPatch, *, cuda: bool
+) -> None:
+    names = ("MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER", "MLX_CUDA_GRAPH_CACHE_SIZE")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(names[0], "7")
+    monkeypatch.setattr("sqlora.runtime.has_cuda", lambda: cuda)
+    # What the function sets goes with the test.
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    cut_graphs()
+    assert [os.environ.get(name) for name in names] == (["7", "100000", "2000"] if cuda else ["7", None, None])
 
 
 def test_doctor_prints_what_the_readme_promises() -> None:

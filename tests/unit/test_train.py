@@ -7,9 +7,10 @@ import json
 import math
 import resource
 import shutil
+import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlora.mlx import mx, nn, tree_flatten
 
@@ -21,7 +22,7 @@ from tiny_llama import write_model
 from train_params import train_params
 
 from sqlora.count import count_adapter_parameters, count_parameters
-from sqlora.distributed.group import Group
+from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
@@ -29,6 +30,7 @@ from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
 from sqlora.train.feed import transfer
+from sqlora.train.fused import FusedLayer
 from sqlora.train.gradients import Automatic, Written
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layout import Layout
@@ -40,7 +42,7 @@ from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
 from sqlora.train.summary import summarise
 from sqlora.train.upper import Upper, fill_store
-from sqlora.train.validation import Data, validation_losses
+from sqlora.train.validation import Data, Validator
 
 LORA = LoraParams(adapter="lora", layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = train_params()
@@ -459,23 +461,46 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
     assert all(np.allclose(parts[2][name], large[2][name], atol=1e-6) for name in large[2])
 
 
-@pytest.mark.parametrize("adapter", ["written", "automatic", "dora"])
+@pytest.mark.parametrize("kind", ["written", "automatic", "dora", "cuda"])
 def test_compiled_steps_are_the_same_steps(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    if adapter == "automatic":
+    if kind == "automatic":
         monkeypatch.setattr("sqlora.train.gradients.supports", lambda _: False)
-    lora = dataclasses.replace(LORA, adapter="dora") if adapter == "dora" else LORA
+    lora = dataclasses.replace(LORA, adapter="dora") if kind == "dora" else LORA
     settings: dict[str, Any] = {"iterations": 4, "validate_every": 2, "batch_size": 4, "gradient_accumulation": 2}
-    settings["lora"] = lora
+    settings |= {"schedule": "linear", "warmup": 1, "max_gradient_norm": 0.5, "optimizer": "adamw", "weight_decay": 0.1}
+    settings |= {"lora": lora, "count": 5}
     plain = run(model_folder, **settings)
     fresh_start(tmp_path)
     monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    as_on = as_on_cuda(monkeypatch) if kind == "cuda" else None
     compiled = run(model_folder, **settings)
+    if as_on is not None:
+        assert len(as_on["merged"]) == 2, "a layer each"
+        assert threading.main_thread() in as_on["sent"], "the inputs of a validation"
+        assert len(as_on["sent"]) > 1, "the inputs of steps"
     for one, other in zip(compiled.reports, plain.reports, strict=True):
         assert one.valid_loss_completion == pytest.approx(other.valid_loss_completion, abs=1e-4)
         assert one.valid_loss_all == pytest.approx(other.valid_loss_all, abs=1e-4)
     assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
+
+
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Merge projections, send steps' inputs early, keep a validation's; returns layers, and the threads that sent."""
+    found: dict[str, Any] = {"merged": [], "sent": set()}
+
+    class Recorded(FusedLayer):
+        def __init__(self, block: Any) -> None:
+            super().__init__(block)
+            found["merged"].append(self)
+
+    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    monkeypatch.setattr("sqlora.train.gradients.FusedLayer", Recorded)
+    monkeypatch.setattr("sqlora.train.feed.prefetch", lambda _: found["sent"].add(threading.current_thread()))
+    for user in ("run", "feed", "validation"):
+        monkeypatch.setattr(f"sqlora.train.{user}.has_cuda", lambda: True)
+    return found
 
 
 def test_compiled_dropout_follows_seed_and_step(
@@ -569,7 +594,18 @@ def measured(report: Report) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize(
-    ("ends", "adapter"), [(0, "lora"), (1, "lora"), (3, "lora"), (5, "lora"), (8, "lora"), (1, "dora"), (5, "dora")]
+    ("ends", "adapter"),
+    [
+        (0, "lora"),
+        (1, "lora"),
+        (3, "lora"),
+        (5, "lora"),
+        (8, "lora"),
+        (1, "dora"),
+        (5, "dora"),
+        (3, "cuda"),
+        (8, "cuda"),
+    ],
 )
 def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: int, adapter: str
@@ -582,7 +618,11 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
         "keep": "best",
         "schedule": "cosine",
     }
-    lora = dataclasses.replace(LORA, adapter=adapter, dropout=0.2)
+    if adapter == "cuda":
+        as_on_cuda(monkeypatch)
+        lora = LORA
+    else:
+        lora = dataclasses.replace(LORA, adapter=adapter, dropout=0.2)
     whole = run(model_folder, lora=lora, **settings)
     fresh_start(tmp_path)
     asked = iter([False] * (2 * ends) + [True] * 100)
@@ -643,6 +683,43 @@ def test_a_run_that_was_asked_to_end_in_a_validation_goes_on_to_the_same_bits(
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
 
 
+@pytest.mark.parametrize(("cuda", "most", "kept"), [(False, 10**6, False), (True, 10**6, True), (True, 100, False)])
+def test_validation_batches_of_few_shapes_give_the_same_losses(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, most: int, *, cuda: bool, kept: bool
+) -> None:
+    monkeypatch.setattr("sqlora.train.validation.has_cuda", lambda: cuda)
+    monkeypatch.setattr("sqlora.train.validation.KEPT_BYTES", most)
+    upper = Upper(load_model(model_folder)[0], 0)
+    upper.freeze()
+    add_lora(upper, LORA, seed=1)
+    stepper, rows, fetched = Stepper(upper, LORA, TRAIN), examples(11), []
+    shapes: set[tuple[int, ...]] = set()
+
+    def fetch(chosen: Sequence[int], length: int) -> np.ndarray:
+        fetched.append(len(chosen))
+        return tokens([rows[index] for index in chosen], length)
+
+    class Seen:
+        def losses(self, ready: Any) -> mx.array:
+            shapes.add((*ready.inputs.shape, *ready.positions.shape))
+            return stepper.losses(ready)
+
+    def losses(*, few_shapes: bool) -> list[tuple[float, float]]:
+        monkeypatch.setattr("sqlora.train.buckets._VALIDATION_TOKENS", 40)
+        validator = Validator(Data(rows, fetch, (12, 20), 4), 2, ALONE, few_shapes=few_shapes)
+        shapes.clear()
+        fetched.clear()
+        return [validator.losses(cast(Any, Seen())) for _ in range(2)]
+
+    many = losses(few_shapes=False)
+    assert len(shapes) > 2
+    few = losses(few_shapes=True)
+    assert len(shapes) == 2, "one a length"
+    assert few[0] == pytest.approx(many[0], abs=1e-5)
+    assert few[1] == few[0]
+    assert sum(fetched) == (11 if kept else 22)
+
+
 def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
     class Told(Group):
         """The others ask as well, or not."""
@@ -661,12 +738,13 @@ def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
     rows = examples()
     data = Data(rows, lambda chosen, length: tokens([rows[index] for index in chosen], length), (16,), 4)
     for mine, others, ends in [(False, 0.0, False), (False, 1.0, True), (True, 0.0, True), (True, 1.0, True)]:
-        arguments: Any = (Zero(), data, 2, Told(others), lambda mine=mine: mine)
+        validator = Validator(data, 2, Told(others))
+        arguments: Any = (Zero(), lambda mine=mine: mine)
         if ends:
             with pytest.raises(Interrupted):
-                validation_losses(*arguments)
+                validator.losses(*arguments)
         else:
-            assert validation_losses(*arguments) == (0.0, 0.0)
+            assert validator.losses(*arguments) == (0.0, 0.0)
 
 
 def test_a_full_disk_while_a_checkpoint_is_saved(

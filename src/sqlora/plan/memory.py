@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 
 from sqlora.count import sum_adapter
+from sqlora.llama import GROUPS
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.prediction import Arrays, Prediction
@@ -24,6 +25,7 @@ from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
+from sqlora.train.validation import KEPT_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
 _POLYNOMIAL = 3
@@ -42,19 +44,22 @@ def predict(
     token = shape.hidden * shape.itemsize if frozen else 4  # bytes of what goes in
     transferred = _transferred(params, work, token)
     checked = min(TRANSFER_BYTES, work.valid_tokens * token)
-    always = _always(shape, lora, frozen) | {"inputs of the next steps": transferred}
-    phases = {
-        "training": max((_training(shape, lora, params, load, device) for load in work.train), key=_total),
-        "validation": max((_validation(shape, lora, load, device) for load in work.valid), key=_total)
-        | {"inputs of the validation": checked},
-    }
-    phases = {name: always | arrays for name, arrays in phases.items()}
+    # A CUDA device has those of the steps behind them as well, and keeps a validation's.
+    ahead = 2 if device == "cuda" else 1
+    always = _always(shape, lora, frozen, device) | {"inputs of the next steps": ahead * transferred}
+    training = max((_training(shape, lora, params, load, device) for load in work.train), key=_total)
+    validation = max((_validation(shape, lora, load, device) for load in work.valid), key=_total)
+    if device == "cuda" and work.valid_tokens * token <= KEPT_BYTES:
+        always["inputs of validations"] = work.valid_tokens * token
+    else:
+        validation["inputs of the validation"] = checked
+    phases = {"training": always | training, "validation": always | validation}
     if frozen:
         phases["frozen layers"] = _frozen_pass(shape, work, device)
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
-    return Prediction(phases, device, outside, host if device == "cpu" else {}, shape.bits is not None)
+    return Prediction(phases, device, outside, host if device == "cpu" else {})
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
@@ -72,7 +77,7 @@ def _total(arrays: Arrays) -> int:
     return sum(arrays.values())
 
 
-def _always(shape: Shape, lora: LoraParams, frozen: int) -> Arrays:
+def _always(shape: Shape, lora: LoraParams, frozen: int, device: str) -> Arrays:
     """What is there from the first step to the last."""
     embeddings = 1 if frozen or shape.tied else 2  # tokens are inputs where no layer is frozen
     adapter = 4 * adapter_size(shape, lora)
@@ -82,7 +87,24 @@ def _always(shape: Shape, lora: LoraParams, frozen: int) -> Arrays:
         + shape.hidden * shape.itemsize,
         # The vector, its scales, two moments of Adam, the start values that mlx-lm's layers hold, and the best so far.
         "adapter and optimizer": 6 * adapter,
+        "places in the adapter": _places(shape, lora) if _fused(shape, lora, device) else 0,
     }
+
+
+def _fused(shape: Shape, lora: LoraParams, device: str) -> bool:
+    """Whether sqlora.train.fused computes the steps."""
+    return device == "cuda" and _written(shape, lora) and not lora.dropout
+
+
+def _places(shape: Shape, lora: LoraParams) -> int:
+    """Bytes of `Taken`'s indices: of each layer's factors, group by group, and of the vector's entries."""
+    numbers = 0
+    for group in GROUPS:
+        adapted = [name for name in group if name in lora.targets]
+        if adapted:
+            inputs, outputs = shape.projections[group[0]][0], sum(shape.projections[name][1] for name in group)
+            numbers += lora.rank * len(adapted) * (inputs + outputs)
+    return 4 * (lora.layers * numbers + adapter_size(shape, lora))
 
 
 def _written(shape: Shape, lora: LoraParams) -> bool:
@@ -124,9 +146,9 @@ def _dequantized(shape: Shape, lora: LoraParams) -> int:
 def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     """Bytes beside the kept ones while SwiGLU's gradients are computed."""
     tokens = load.rows * load.length
-    # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more; a CPU has
-    # sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
-    inner = (3 if device == "cpu" else 1) + ("down_proj" in lora.targets)
+    # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more, or beside them
+    # if these are one array; a CPU has sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
+    inner = (3 if device == "cpu" or _fused(shape, lora, device) else 1) + ("down_proj" in lora.targets)
     if device == "cpu" and shape.itemsize == 4:
         # A polynomial's arrays in place of sigmoid's; and those of SwiGLU's value, if down_proj's adapter asks.
         inner += _POLYNOMIAL - 2 + 2 * _POLYNOMIAL * ("down_proj" in lora.targets)

@@ -108,9 +108,14 @@ def work_of(
             tokens += len(chosen) * length
             batches += 1
     checks = [
-        Load(len(chosen), length, sum(valid_lengths[index] for index in chosen))  # both losses: every token counts
-        for chosen, length in validation_batches(
-            valid_lengths, choose_lengths(valid_lengths, VALIDATION_PADDING), params.batch_size, 0, ranks
+        Load(batch.rows, batch.length, batch.counted)  # both losses: every token counts
+        for batch in validation_batches(
+            valid_lengths,
+            choose_lengths(valid_lengths, VALIDATION_PADDING),
+            params.batch_size,
+            0,
+            ranks,
+            few_shapes=compiled,
         )
     ]
     steps = params.iterations * accumulation

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
@@ -86,21 +87,49 @@ def epoch_batches(
 _epoch = lru_cache(maxsize=2)(epoch_batches)
 
 
-def validation_batches(
-    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, rank: int = 0, size: int = 1
-) -> Iterator[tuple[list[int], int]]:
-    """Examples and the length of each of a rank's batches; nothing is kept for a way back, so more examples go at once.
+@dataclass(frozen=True)
+class ValidationBatch:
+    """chosen: examples; length: to which they are padded; rows, counted: to which the batch is filled up, with rows of
+    zeros and with positions that do not count.
+    """
 
-    Each of `size` ranks takes every n-th example, sorted by length, so that all have about as much to do.
+    chosen: list[int]
+    length: int
+    rows: int
+    counted: int
+
+
+def validation_batches(
+    lengths: Sequence[int],
+    buckets: Sequence[int],
+    batch_size: int,
+    rank: int = 0,
+    size: int = 1,
+    *,
+    few_shapes: bool = False,
+) -> list[ValidationBatch]:
+    """One rank's batches; nothing is kept for a way back, so more examples go at once. All tokens but the first count.
+
+    Each of `size` ranks takes every n-th example, sorted by length, so that all have about as much to do. The batches
+    of a length have as many rows, but for the last, which may have fewer.
+
+    Args:
+        few_shapes: fill all batches of a length up to one shape.
     """
     by_bucket: dict[int, list[int]] = {}
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for index in order[rank::size]:
         by_bucket.setdefault(bucket_of(lengths[index], buckets), []).append(index)
+    batches = []
     for length, indices in by_bucket.items():
-        rows = max(batch_size, _VALIDATION_TOKENS // length)
-        for start in range(0, len(indices), rows):
-            yield indices[start : start + rows], length
+        most = max(batch_size, _VALIDATION_TOKENS // length)
+        rows = -(-len(indices) // -(-len(indices) // most))
+        parts = [indices[start : start + rows] for start in range(0, len(indices), rows)]
+        counts = [sum(lengths[index] for index in part) for part in parts]
+        for part, count in zip(parts, counts, strict=True):
+            filled = (rows, max(counts)) if few_shapes else (len(part), count)
+            batches.append(ValidationBatch(part, length, *filled))
+    return batches
 
 
 def used_examples(steps: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:

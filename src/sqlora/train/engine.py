@@ -24,7 +24,7 @@ from sqlora.train.interruption import Interrupted
 from sqlora.train.loss import counted_from
 from sqlora.train.report import Meter, Report
 from sqlora.train.step import Stepper
-from sqlora.train.validation import Data, validation_losses
+from sqlora.train.validation import Data, Validator
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ class Engine:
         self.reports: list[Report] = []
         self.train_seconds = self.validation_seconds = 0.0
         self._timed = time.perf_counter()
-        self._stepper, self._train, self._valid, self._params = stepper, train, valid, params
+        self._stepper, self._train, self._params = stepper, train, params
         self._folder, self._tell, self._stop, self._asked, self._group = folder, report, stop, asked, group
         self._best: dict[str, mx.array] = {}
         self._best_loss, self._worse = math.inf, 0
         self._saved_step: int | None = None
         self._meter = Meter(params.loss)
+        self._validator = Validator(valid, params.batch_size, group, few_shapes=stepper.compiled)
         gather = Gatherer(train, params, group, few_shapes=stepper.compiled)
         self._feed = Feed(gather, params.iterations, gather.step_bytes)
 
@@ -177,9 +178,7 @@ class Engine:
     def _validate(self) -> None:
         started = time.perf_counter()
         try:
-            completion, every = validation_losses(
-                self._stepper, self._valid, self._params.batch_size, self._group, self._asked
-            )
+            completion, every = self._validator.losses(self._stepper, self._asked)
         except Interrupted:
             self._save()  # before this validation, which the next process then begins with
             raise

@@ -52,10 +52,11 @@ class Written:
         if fused:
             self._adapters = Taken(layout, upper.layers)
             self._layers = [FusedLayer(block) for block in upper.layers]
+            mx.clear_cache()  # the weights that were merged have no other use for their memory
         else:
             self._adapters = Named(layout, len(upper.layers))
             self._layers = [Layer(block) for block in upper.layers]
-        self._dropout = lora.dropout
+        self._dropout, self._compiled = lora.dropout, compiled
         # A factor for each entry of the vector: lora.scale is multiplied into every lora_b, and into its gradient.
         self._scales = layout.join(
             {
@@ -77,6 +78,10 @@ class Written:
         state, shape = self._start(batch.inputs)
         for layer, adapters, frame in self._each(vector, state, shape, dropout=0.0):
             state, _ = layer.forward(state, frame, adapters)
+            if self._compiled:
+                # Hands the device what there is. It lets go of a layer's inner values when all is done that was handed
+                # over with them, and these batches are large.
+                mx.async_eval(state)
         return _both_losses(self._upper, state, batch)
 
     def _gradients(

@@ -20,6 +20,7 @@ from sqlora.memory import peak_memory
 from sqlora.model import load_lazily
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
+from sqlora.runtime import has_cuda
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
@@ -34,7 +35,7 @@ from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 4  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 5  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 
@@ -122,7 +123,7 @@ def train_adapter(
             upper.load()
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
-            stepper = Stepper(upper, lora, params, group, compiled=_compiles())
+            stepper = Stepper(upper, lora, params, group, compiled=_compiles(), fused=has_cuda())
             engine = Engine(
                 stepper,
                 Data(train, inputs.fetcher(train), buckets, inputs.token_bytes),

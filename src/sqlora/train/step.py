@@ -25,8 +25,8 @@ class Stepper:
         upper: with its adapter's layers, whose values are where training starts.
         group: the ranks that share the work; each calls the same methods, with batches of its own.
         compiled: compute a graph a shape, so batches had better have few; pays on a GPU.
-        fused: merge projections where the model's can be, which changes their modules' weights to views; meant for a
-            GPU, and not used by the train stage until it is measured there (benchmarks/step.py).
+        fused: merge projections where the model's can be, which changes their modules' weights to views; pays on a GPU
+            that waits for its host.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class Stepper:
         self._vector = self._layout.join(start)
         self._model = choose_model(upper, self._layout, lora, compiled=compiled, fused=fused)
         self._norm = params.max_gradient_norm
+        self._update = mx.compile(self._updated) if compiled else self._updated
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})
         mx.eval(self._vector, self.optimizer.state)
@@ -69,17 +70,26 @@ class Stepper:
             The mean loss of a counted token and the norm of its gradient, not computed yet.
         """
         counted = sum(batch.counted for batch in batches) if counted is None else counted
-        loss, gradient = self._summed(batches)
-        loss, gradient = self._group.add_up(loss, gradient)
-        gradient = gradient * (1 / counted)
+        loss, gradient = self._group.add_up(*self._summed(batches))
+        counts = mx.array([counted, 1 / counted])
+        loss, norm, self._vector, state = self._update(loss, gradient, counts, self._vector, self.optimizer.state)
+        self.optimizer.state = state
+        mx.async_eval(loss, norm, self._vector, state)
+        return loss, norm
+
+    def _updated(
+        self, loss: mx.array, gradient: mx.array, counts: mx.array, vector: mx.array, state: dict[str, Any]
+    ) -> tuple[mx.array, mx.array, mx.array, dict[str, Any]]:
+        """Mean loss, norm, vector and the optimizer's state, from sums; counts: (2,) the counted tokens, and one over
+        them.
+        """
+        gradient = gradient * counts[1]
         norm = mx.sqrt(mx.square(gradient).sum())
         if self._norm is not None:
             gradient = gradient * mx.minimum(self._norm / (norm + 1e-6), 1.0)
-        updated = self.optimizer.apply_gradients({"adapter": gradient}, {"adapter": self._vector})
-        self._vector = updated["adapter"]
-        loss = loss / counted
-        mx.async_eval(loss, norm, self._vector, self.optimizer.state)
-        return loss, norm
+        self.optimizer.state = state
+        updated = self.optimizer.apply_gradients({"adapter": gradient}, {"adapter": vector})
+        return loss / counts[0], norm, updated["adapter"], self.optimizer.state
 
     def _summed(self, batches: Sequence[Ready]) -> tuple[mx.array, mx.array]:
         if not batches:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sqlora.mlx import mx, nn
+from sqlora.mlx import mx, nn, tree_flatten
 
 import numpy as np
 from mlx_lm.models.base import create_attention_mask
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sqlora.llama import supports
 from sqlora.model import load_lazily
+from sqlora.prefetch import prefetch
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
@@ -48,14 +49,13 @@ class Upper(nn.Module):
 
     def load(self) -> None:
         """Read the weights of this part, and of no other, into memory."""
-        parts = [self.model.model.layers, self.model.model.norm]
+        parts = [*self.layers, self.model.model.norm]
         if "lm_head" in self.model:
             parts.append(self.model.lm_head)
         if not self.frozen or "lm_head" not in self.model:
             parts.append(self.model.model.embed_tokens)
-        mx.eval(
-            [part.parameters() if isinstance(part, nn.Module) else [p.parameters() for p in part] for part in parts]
-        )
+        for number, part in enumerate(parts):
+            _read(part, parts[number + 1 : number + 2])
 
     def states(self, inputs: mx.array) -> mx.array:
         """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last layer's output."""
@@ -115,9 +115,7 @@ def fill_store(
             del model
             for index in range(frozen):
                 layer, layers[index] = layers[index], None  # its weights go when the layer is through
-                mx.eval(layer.parameters())
-                if index + 1 < frozen:
-                    mx.async_eval(layers[index + 1].parameters())
+                _read(layer, layers[index + 1 : min(index + 2, frozen)])
                 _through(layer, args, states, stop)
                 del layer
                 bar.update(len(wave))
@@ -130,6 +128,13 @@ def fill_store(
             del states
             mx.clear_cache()
     return len(missing)
+
+
+def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
+    """Have a module's weights in memory, and begin to read those of the next one."""
+    mx.eval(module.parameters())
+    prefetch(weights for _, weights in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
+    mx.async_eval([one.parameters() for one in following])
 
 
 def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
