@@ -2,6 +2,7 @@
 
     python benchmarks/training.py [--settings 4x8,2x4] [--systems ours,mlx-lm,peft] [--iterations 600]
         [--workers 2]
+    python benchmarks/training.py --prepare TOKENS.json --wikisql FOLDER [--tokenizer tokenizer.model]
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
@@ -9,7 +10,9 @@ With --cold each run on a GPU begins without compiled kernels. Tokens are the ex
 q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
 
 The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
-makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet.
+makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet. --prepare writes the
+examples of the Mistral profiles' 1k split, drawn from WikiSQL's folder, in Mistral's tokens (from mistral-common, or by
+--tokenizer), for --tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +66,14 @@ def main() -> None:
     parser.add_argument("--cold", action="store_true", help="compile every kernel anew in every run")
     parser.add_argument("--again", action="store_true", help="run ours a second time with another learning rate")
     parser.add_argument("--workers", type=int, default=1, help="ranks of ours")
+    parser.add_argument("--prepare", type=Path, metavar="TOKENS.json")
+    parser.add_argument("--wikisql", type=Path, help="folder in the official layout")
+    parser.add_argument("--tokenizer", type=Path, help="a sentencepiece model")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.prepare:
+        prepare(arguments.prepare, arguments.wikisql, arguments.tokenizer)
+        return
     if arguments.one:
         system, setting = arguments.one.split(":")
         if system == "ours" and start_ranks(arguments.workers):
@@ -352,16 +361,34 @@ def peft(
 def write_tokens(model: Path, target: Path) -> None:
     """Encode the examples of the last run with the model's tokenizer."""
     from sqlora.text import read_examples
+
+    examples = {name: list(read_examples(ROOT / f"artifacts/dataset/{name}.jsonl")) for name in ("train", "valid")}
+    encode(examples, model, target)
+
+
+def prepare(target: Path, wikisql: Path, tokenizer: Path | None) -> None:
+    """Draw 1,000 and 100 examples as the split stage does, and encode them with Mistral's tokenizer."""
+    from sqlora.params.split import SplitParams
+    from sqlora.split.draw import draw_split
+
+    if tokenizer is None:
+        import mistral_common
+
+        tokenizer = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+        encode(draw_split(wikisql, SplitParams(1000, 100, 500, "tables", False, 1)).examples, Path(scratch), target)
+
+
+def encode(examples: Mapping[str, Sequence[Any]], model: Path, target: Path) -> None:
+    """Write the tokens of training and validation examples, and how many of each are the prompt's."""
     from sqlora.tokenizer import Tokenizer
 
     tokenizer = Tokenizer(model)
     data = {}
     for name in ("train", "valid"):
-        encoded = [
-            tokenizer.encode_example(e.prompt, e.completion)
-            for e in read_examples(ROOT / f"artifacts/dataset/{name}.jsonl")
-        ]
-        data[name] = [(example.tokens, example.prompt_tokens) for example in encoded]
+        encoded = [tokenizer.encode_example(example.prompt, example.completion) for example in examples[name]]
+        data[name] = [(one.tokens, one.prompt_tokens) for one in encoded]
     target.write_text(json.dumps(data))
 
 

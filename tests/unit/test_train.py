@@ -473,7 +473,7 @@ def test_compiled_steps_are_the_same_steps(
     settings |= {"lora": lora, "count": 5}
     plain = run(model_folder, **settings)
     fresh_start(tmp_path)
-    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    monkeypatch.setattr("sqlora.train.run.compiles", lambda: True)
     as_on = as_on_cuda(monkeypatch) if kind == "cuda" else None
     compiled = run(model_folder, **settings)
     if as_on is not None:
@@ -495,7 +495,7 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             super().__init__(block)
             found["merged"].append(self)
 
-    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    monkeypatch.setattr("sqlora.train.run.compiles", lambda: True)
     monkeypatch.setattr("sqlora.train.gradients.FusedLayer", Recorded)
     monkeypatch.setattr("sqlora.train.feed.prefetch", lambda _: found["sent"].add(threading.current_thread()))
     for user in ("run", "feed", "validation"):
@@ -509,7 +509,7 @@ def test_compiled_dropout_follows_seed_and_step(
     lora = dataclasses.replace(LORA, dropout=0.5)
     plain = arrays(run(model_folder, lora=lora, iterations=3))
     fresh_start(tmp_path)
-    monkeypatch.setattr("sqlora.train.run._compiles", lambda: True)
+    monkeypatch.setattr("sqlora.train.run.compiles", lambda: True)
     compiled = arrays(run(model_folder, lora=lora, iterations=3))
     assert all(np.allclose(value, compiled[name], atol=1e-5) for name, value in plain.items())
 

@@ -18,11 +18,12 @@ from sqlora.params.train import TrainParams
 from sqlora.plan.memory import adapter_size
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Work
+from sqlora.runtime import has_cuda
 from sqlora.train.checkpoint import KEPT
 from sqlora.train.feed import transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
-from sqlora.train.step import Stepper
+from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 
 _PATIENCE = 1.0  # seconds that a measured step may take; larger models are estimated from the matrix product alone
@@ -130,7 +131,7 @@ def _step_seconds(
     upper.freeze()
     same = dataclasses.replace(lora, layers=layers)
     add_lora(upper, same, seed=1)
-    stepper = Stepper(upper, same, params)
+    stepper = Stepper(upper, same, params, compiled=compiles(), fused=has_cuda())  # as training does
     # States go in, as from a store, so the embedding is never computed. A third of the tokens is counted.
     counted = np.arange(0, rows * length, 3, dtype=np.int32)
     kind = np.float32 if shape.itemsize == 4 else np.uint16

@@ -31,7 +31,7 @@ from sqlora.train.interruption import Interrupted
 from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
 from sqlora.train.states import key_of
-from sqlora.train.step import Stepper
+from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
@@ -123,7 +123,7 @@ def train_adapter(
             upper.load()
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
-            stepper = Stepper(upper, lora, params, group, compiled=_compiles(), fused=has_cuda())
+            stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())
             engine = Engine(
                 stepper,
                 Data(train, inputs.fetcher(train), buckets, inputs.token_bytes),
@@ -165,11 +165,6 @@ def train_adapter(
         engine.validation_seconds,
         [round(peak, 3) for peak in peaks],
     )
-
-
-def _compiles() -> bool:
-    # On a CPU mx.compile calls the C++ compiler and gains nothing.
-    return mx.default_device().type == mx.DeviceType.gpu
 
 
 def _announce(folder: Path) -> None:

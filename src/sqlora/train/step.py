@@ -106,3 +106,8 @@ class Stepper:
         both = mx.stack(list(self._model.losses(self._vector, batch)))
         mx.async_eval(both)
         return both
+
+
+def compiles() -> bool:
+    """Whether training compiles its steps: on a CPU mx.compile calls the C++ compiler and gains nothing."""
+    return mx.default_device().type == mx.DeviceType.gpu
