@@ -93,7 +93,8 @@ FAILING: list[tuple[str, str, str]] = [
     ("json_group_array", "SELECT length(json_group_array(x)) FROM long, t", "too_large"),
     ("concat_ws", "SELECT concat_ws(x, x, x, x) FROM long", "too_large"),
     ("sort", "SELECT a.a || x FROM t AS a, t AS b, long ORDER BY 1", "too_large"),
-    ("group by", "SELECT a.a || b.a || c.a, count(*) FROM t AS a, t AS b, t AS c GROUP BY 1", "too_large"),
+    # Long keys, or a slow machine runs out of time before it runs out of memory.
+    ("group by", "SELECT a.a || b.a || substr(x, 9, 9999), count(*) FROM t AS a, t AS b, long GROUP BY 1", "too_large"),
     ("wide row", "SELECT " + ", ".join(["x || '😀'"] * 200) + " FROM long", "too_large"),
     ("long result", "SELECT x FROM long, t", "too_large"),
     ("many rows", "SELECT a.a FROM t AS a, t AS b", "too_many_rows"),

@@ -27,6 +27,7 @@ class S3Server:
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True, request_handler=_Silent)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._left: dict[str, int] = {}
+        self._under_way, self._waits = 0, False
         self._lock = threading.Lock()
         self._released = threading.Event()
         self.held = threading.Event()
@@ -35,8 +36,11 @@ class S3Server:
         self._client.create_bucket(Bucket=BUCKET)
 
     def hold(self, method: str, after: int) -> None:
-        """Leave requests of that method for objects unanswered, but for the first few; `held` tells when one waits."""
+        """Leave requests of that method for objects unanswered, but for the first few; `held` tells when one waits and
+        those few are through.
+        """
         self._left, self._released = {method: after}, threading.Event()
+        self._under_way, self._waits = 0, False
         self.held.clear()
 
     def release(self) -> None:
@@ -64,12 +68,23 @@ class S3Server:
         self._server.shutdown()
 
     def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        method, released = environ["REQUEST_METHOD"], self._released
-        if method in self._left and "/files/md5/" in environ["PATH_INFO"]:
-            with self._lock:
-                self._left[method] -= 1
-                waits = self._left[method] < 0
-            if waits:
-                self.held.set()
-                released.wait(60)
-        return self._application(environ, start_response)
+        method, left, released = environ["REQUEST_METHOD"], self._left, self._released
+        if method not in left or "/files/md5/" not in environ["PATH_INFO"]:
+            return self._application(environ, start_response)
+        with self._lock:
+            left[method] -= 1
+            waits = left[method] < 0
+            self._waits |= waits
+            self._under_way += not waits
+            self._tell()
+        if waits:
+            released.wait(60)
+        answer = self._application(environ, start_response)
+        with self._lock:
+            self._under_way -= not waits
+            self._tell()
+        return answer
+
+    def _tell(self) -> None:
+        if self._waits and not self._under_way:
+            self.held.set()
