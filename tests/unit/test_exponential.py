@@ -5,7 +5,7 @@ from sqlora.mlx import mx
 import numpy as np
 import pytest
 
-from sqlora.train.exponential import exp, sigmoid, softmax
+from sqlora.train.exponential import _nothing, exp, sigmoid, softmax
 
 
 def test_exp_is_right_to_three_in_ten_million() -> None:
@@ -32,5 +32,17 @@ def test_sigmoid_and_softmax_are_those_of_mlx(dtype: mx.Dtype) -> None:
     assert mx.abs(sigmoid(rows) - mx.sigmoid(rows)).max().item() < 1e-6
     found = softmax(rows)
     assert mx.abs(found - mx.softmax(rows, axis=-1, precise=True)).max().item() < 1e-6
-    assert found[:, 70:].max().item() < 1e-37
+    assert found[:, 70:].max().item() == 0
     assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_weight_of_a_softmax_is_subnormal(*, compiled: bool) -> None:
+    _nothing.cache_clear()
+    rows = mx.random.normal((200, 300), key=mx.random.key(2)) * mx.linspace(1, 30, 200)[:, None]
+    rows = mx.where(mx.arange(300) < mx.arange(200)[:, None] + 1, rows, -mx.inf)
+    weights = np.array((mx.compile(softmax) if compiled else softmax)(rows))
+    assert ((weights == 0) | (weights > 1e-36)).all()
+    assert 0.6 < (weights == 0).mean() < 0.95
+    assert np.allclose(weights.sum(axis=1), 1, atol=1e-5)
+    assert np.abs(weights - np.array(mx.softmax(rows, axis=-1, precise=True))).max() < 1e-6

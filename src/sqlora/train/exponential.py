@@ -10,6 +10,7 @@ logits is too large for the cache, where a polynomial of twenty operations gains
 from __future__ import annotations
 
 import math
+from functools import cache
 
 from sqlora.mlx import mx
 
@@ -17,11 +18,15 @@ from sqlora.mlx import mx
 _COEFFICIENTS = [1 / math.factorial(order) for order in range(6, -1, -1)]
 _HIGH = 0.693359375  # ln 2 in two parts, the first with so few bits that its products with i are exact
 _LOW = math.log(2) - _HIGH
+_LEAST = -87.0  # e^x is a normal number from here on
+# Of the largest weight of a softmax: what is less is nothing. Masked positions had e^-87 for a weight, which divided by
+# the sum is a subnormal number, and an Intel core takes a hundred times as long for one, in all that is made of it.
+_NOTHING = -50.0
 
 
-def exp(x: mx.array) -> mx.array:
-    """e^x for float32; below -87, and for minus infinity, 1.6e-38."""
-    x = mx.clip(x, -87.0, 88.0)
+def exp(x: mx.array, least: float = _LEAST) -> mx.array:
+    """e^x for float32; below `least`, and for minus infinity, what it is there."""
+    x = mx.clip(x, least, 88.0)
     power = mx.round(x * (1 / math.log(2)))
     rest = (x - power * _HIGH) - power * _LOW
     value = rest * _COEFFICIENTS[0] + _COEFFICIENTS[1]
@@ -36,11 +41,17 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 def softmax(x: mx.array) -> mx.array:
-    """Over the last axis, computed in float32 at least."""
+    """Over the last axis, computed in float32 at least; weights below 2e-22 of the largest are 0."""
     if not _plain(x):
         return mx.softmax(x, axis=-1, precise=True)
-    powers = exp(x - x.max(axis=-1, keepdims=True))
+    powers = exp(x - x.max(axis=-1, keepdims=True), _NOTHING) - _nothing()
     return powers * (1 / powers.sum(axis=-1, keepdims=True))
+
+
+@cache
+def _nothing() -> float:
+    """What `exp` gives for _NOTHING, to the bit."""
+    return float(exp(mx.array(_NOTHING), _NOTHING).item())  # type: ignore[arg-type]
 
 
 def _plain(x: mx.array) -> bool:
