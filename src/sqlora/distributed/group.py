@@ -61,7 +61,7 @@ class Group:
         """A step's summed loss and gradient over all ranks; in the same message, whether a rank was asked to end."""
         if not self._handle:
             return loss, gradient
-        # On its way before the message: CUDA makes the graph of operations that holds a message anew each time.
+        # On its way first: the CUDA graph that holds a message may have to be made anew, so it had better be small.
         mx.async_eval(loss, gradient)
         size, asked = gradient.size, mx.array([float(self._asked())])
         total = self.sum(mx.concatenate([gradient, loss.reshape(1).astype(gradient.dtype), asked]))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 ROOM = {"cpu": 0.1, "cuda": 0.22, "metal": 0.1}
 # And bytes that they may take in any case: small runs issue as many operations ahead as large ones.
 ROOM_AT_LEAST = {"cpu": 0, "cuda": 900_000_000, "metal": 0}
-# How much of that room a GPU's peak takes: on CUDA all of it (docs/benchmarks.md); Metal is not measured, and the
-# middle is taken.
+# How much of that room a GPU's peak takes: on CUDA up to all of it (docs/benchmarks.md); Metal is not measured, and
+# the middle is taken.
 _REACHED = {"cuda": 1.0, "metal": 0.5}
 
 # Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to

@@ -20,7 +20,7 @@ _HIGH = 0.693359375  # ln 2 in two parts, the first with so few bits that its pr
 _LOW = math.log(2) - _HIGH
 _LEAST = -87.0  # e^x is a normal number from here on
 # Of the largest weight of a softmax: what is less is nothing. Masked positions had e^-87 for a weight, which divided by
-# the sum is a subnormal number, and an Intel core takes a hundred times as long for one, in all that is made of it.
+# the sum is a subnormal number; a step on an Intel Xeon took three times as long with them (docs/decisions.md).
 _NOTHING = -50.0
 
 
