@@ -19,25 +19,49 @@ from sqlora.runtime import has_cuda
 _LEAST_BYTES = 1_000_000
 _DEVICE = 0  # which MLX computes on: mlx.launch shows each rank one device only
 
+Place = tuple[int, int]
+"""An address and a number of bytes."""
+
 Ask = Callable[[int, int], object]
-"""Called with an address and a number of bytes."""
+"""Called with a place's two numbers."""
 
 
-def prefetch(arrays: Iterable[mx.array], ask: Ask | None = None) -> None:
+def prefetch(arrays: Iterable[mx.array]) -> None:
     """Ask for arrays whose bytes the host wrote: read on the CPU's stream, or made from NumPy's. Does not wait for the
     device. A hint: where the driver declines, the pages come as ever; without CUDA nothing happens.
 
     Args:
         arrays: computed already. An array that the device wrote would be moved to the host.
     """
-    ask = ask or _driver()
-    if ask is None:
-        return
+    ask_for(places_of(arrays))
+
+
+def places_of(arrays: Iterable[mx.array]) -> list[Place]:
+    """Where the large ones among such arrays lie; none without CUDA. Waits for what is under way on the CPU's stream.
+
+    Of use apart from `ask_for` where something else is begun on that stream in between: asking takes the driver a
+    while.
+    """
+    return large_places(arrays) if _driver() else []
+
+
+def ask_for(places: Iterable[Place]) -> None:
+    """Ask for what `places_of` gave; the arrays must still be there."""
+    ask = _driver()
+    for address, size in places:
+        if ask is not None:
+            ask(address, size)
+
+
+def large_places(arrays: Iterable[mx.array]) -> list[Place]:
+    """As places_of, with CUDA or without."""
+    places = []
     for array in arrays:
         if array.nbytes >= _LEAST_BYTES:
             # NumPy lacks bfloat16; on the CPU's stream another view of the bytes does not wait for the device.
             seen = array.view(mx.uint16, stream=mx.cpu) if array.dtype == mx.bfloat16 else array
-            ask(np.asarray(seen).ctypes.data, array.nbytes)
+            places.append((np.asarray(seen).ctypes.data, array.nbytes))
+    return places
 
 
 @cache

@@ -8,6 +8,7 @@ import math
 import resource
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -747,24 +748,26 @@ def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
             assert validator.losses(*arguments) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("at", ["_write", "_seal"])
 def test_a_full_disk_while_a_checkpoint_is_saved(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     settings: dict[str, Any] = {"iterations": 6, "checkpoint_every": 2, "validate_every": 3, "keep": "best"}
     whole = arrays(run(model_folder, **settings))
     fresh_start(tmp_path)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = checkpoint.save
+    plain = getattr(checkpoint, at)
 
-    def in_little_room(folder: Path, what: checkpoint.Checkpoint) -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if what.step == 4 else before[0], before[1]))
+    def in_little_room(partial: Path, *what: checkpoint.Checkpoint) -> None:
+        room = {"_write": 1000, "_seal": 10}[at] if "step-00000004" in partial.name else before[0]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
         try:
-            save(folder, what)
+            plain(partial, *what)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     with monkeypatch.context() as patch:
-        patch.setattr("sqlora.train.engine.save", in_little_room)
+        patch.setattr(checkpoint, at, in_little_room)
         with pytest.raises(SqloraError, match=r"step-00000004: .* cannot be written.*step-00000002") as it:
             run(model_folder, **settings)
     folder = Path(it.value.where).parent
@@ -774,6 +777,16 @@ def test_a_full_disk_while_a_checkpoint_is_saved(
     monkeypatch.setattr(Stepper, "step", lambda *arguments: (steps.append(1), step(*arguments))[1])
     assert equal(arrays(run(model_folder, **settings)), whole)
     assert len(steps) == 4
+
+
+def test_the_run_ends_when_its_last_checkpoint_is_on_the_disk(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = checkpoint._seal
+    monkeypatch.setattr(checkpoint, "_seal", lambda partial: (time.sleep(0.3), plain(partial)))
+    run(model_folder, iterations=6, checkpoint_every=2)
+    (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
+    assert [path.name for path in checkpoint.steps(folder)] == ["step-00000002", "step-00000004", "step-00000006"]
 
 
 def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

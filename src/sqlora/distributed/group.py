@@ -65,7 +65,8 @@ class Group:
         mx.async_eval(loss, gradient)
         size, asked = gradient.size, mx.array([float(self._asked())])
         total = self.sum(mx.concatenate([gradient, loss.reshape(1).astype(gradient.dtype), asked]))
-        flag = total[size + 1]
+        # An array of its own: to read a part of another one, MLX moves all of that to the host, and the device waits.
+        flag = total[size + 1] > 0
         mx.async_eval(flag)  # with the step; computed later, it would wait for the steps that came after
         self._flags = [*self._flags[-1:], flag]
         return total[size], total[:size]
@@ -77,7 +78,7 @@ class Group:
     def stop(self) -> bool:
         """Whether any rank was asked to end before the last step but one; all ranks get the same answer."""
         if not self._stopping and len(self._flags) == 2:
-            self._stopping = self._flags[0].item() != 0
+            self._stopping = bool(self._flags[0].item())
         return self._stopping
 
     def gather(self, value: T) -> list[T]:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,34 +38,73 @@ def fingerprint(inputs: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode("utf-8")).hexdigest()[:16]
 
 
-def save(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint into the run's folder and drop all but the last three.
+class Saver:
+    """Writes a run's checkpoints into its folder and drops all but the last three.
 
-    It is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last.
-
-    Raises:
-        SqloraError: it cannot be written; those before it stay as they are.
+    Each is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last. From the
+    hashes on that happens while the caller goes on. The end of the `with` statement waits for the last one.
     """
-    target = folder / f"step-{checkpoint.step:08d}"
-    partial = folder / f".partial-{target.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        _write(partial, checkpoint)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
-        _sync(folder)
-    except (OSError, RuntimeError) as error:  # the second is MLX's
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._background = ThreadPoolExecutor(max_workers=1)
+        self._under_way: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self._background.shutdown()
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Begin to save; `wait` ends it, as the next save does.
+
+        Raises:
+            SqloraError: this one or the one before cannot be written; those before it stay as they are.
+        """
+        self.wait()
+        target = self._folder / f"step-{checkpoint.step:08d}"
+        partial = self._folder / f".partial-{target.name}"
         shutil.rmtree(partial, ignore_errors=True)
-        before = steps(folder)
+        try:
+            _write(partial, checkpoint)
+        except (OSError, RuntimeError) as error:  # the second is MLX's
+            raise self._failure(target, partial, error) from None
+        self._under_way = self._background.submit(self._publish, target, partial)
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on the disk.
+
+        Raises:
+            SqloraError: it cannot be written.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way:
+            under_way.result()
+
+    def _publish(self, target: Path, partial: Path) -> None:
+        try:
+            _seal(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)
+            _sync(self._folder)
+        except OSError as error:
+            raise self._failure(target, partial, error) from None
+        for old in steps(self._folder)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _failure(self, target: Path, partial: Path, error: Exception) -> SqloraError:
+        shutil.rmtree(partial, ignore_errors=True)
+        before = steps(self._folder)
         good = f"from {before[-1].name}, the checkpoint before" if before else "from the start"
-        raise SqloraError(
+        return SqloraError(
             target,
-            found=f"a checkpoint that cannot be written ({error}; {shutil.disk_usage(folder).free / 1e9:.1f} GB free)",
+            found=f"a checkpoint that cannot be written ({error}; "
+            f"{shutil.disk_usage(self._folder).free / 1e9:.1f} GB free)",
             expected="room on the disk for it, and a folder that may be written",
             next_step=f"Free some space and run dvc repro again: training goes on {good}.",
-        ) from None
-    for old in steps(folder)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
+        )
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -107,12 +147,16 @@ def steps(folder: Path) -> list[Path]:
 
 
 def _write(partial: Path, checkpoint: Checkpoint) -> None:
-    """A whole checkpoint in a new folder, brought to the disk."""
+    """A checkpoint in a new folder, but for its manifest."""
     partial.mkdir(parents=True)
     for name in ("adapter", "optimizer", "best"):
         arrays: dict[str, mx.array] = getattr(checkpoint, name)
         mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1)})
     (partial / "record.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.record}))
+
+
+def _seal(partial: Path) -> None:
+    """Bring a checkpoint's files to the disk, and then its manifest."""
     hashes = {path.name: _hash(path) for path in sorted(partial.iterdir())}
     for path in partial.iterdir():
         _sync(path)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlora.mlx import mx, tree_unflatten
 
@@ -17,7 +17,7 @@ from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.params.train import TrainParams
 from sqlora.progress import progress
-from sqlora.train.checkpoint import Checkpoint, flatten, load_together, save
+from sqlora.train.checkpoint import Checkpoint, Saver, flatten, load_together
 from sqlora.train.feed import Feed
 from sqlora.train.gather import Gatherer
 from sqlora.train.interruption import Interrupted
@@ -36,6 +36,19 @@ class _Taken:
     norm: mx.array
     chosen: list[int]
     counted: int
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """Some steps' numbers on their way from the device, (steps, 2), and the learning rate behind the last of them;
+    tokens: how many, without padding, the steps went through; reported: whether a report is due.
+    """
+
+    steps: list[_Taken]
+    numbers: mx.array
+    rate: mx.array
+    tokens: int
+    reported: bool
 
 
 class Engine:
@@ -77,7 +90,12 @@ class Engine:
         self._folder, self._tell, self._stop, self._asked, self._group = folder, report, stop, asked, group
         self._best: dict[str, mx.array] = {}
         self._best_loss, self._worse = math.inf, 0
+        self._saver = Saver(folder)
         self._saved_step: int | None = None
+        self._taken: list[_Taken] = []
+        self._tokens = 0  # of the steps in _taken
+        self._unread: _Unread | None = None
+        self._since = time.perf_counter()  # when the first step that is not reported yet began
         self._meter = Meter(params.loss)
         self._validator = Validator(valid, params.batch_size, group, few_shapes=stepper.compiled)
         gather = Gatherer(train, params, group, few_shapes=stepper.compiled)
@@ -92,10 +110,10 @@ class Engine:
         """
         self._timed = time.perf_counter()
         self._resume()
-        if self._due(self._params.validate_every) and (not self.reports or self.reports[-1].iteration < self.step):
-            self._pause()  # at the start, or where an earlier process was interrupted
-        with progress("train", total=self._params.iterations, unit="step") as bar:
+        with self._saver, progress("train", total=self._params.iterations, unit="step") as bar:
             bar.update(self.step)
+            if self._due(self._params.validate_every) and (not self.reports or self.reports[-1].iteration < self.step):
+                self._pause()  # at the start, or where an earlier process was interrupted
             while self.step < self._params.iterations and not self._early():
                 if self._stop():
                     self._save()
@@ -128,17 +146,18 @@ class Engine:
 
     def _pause(self) -> None:
         """Validate, report and save, whatever is due after this many steps."""
-        if self._due(self._params.validate_every):
+        validates = self._due(self._params.validate_every)
+        self._collect(reported=not validates and self._due(self._params.report_every))
+        if validates:
+            self._read()
             self._validate()
-        elif self._due(self._params.report_every):
-            self._report()
         if self.step and self._due(self._params.checkpoint_every):
             self._save()
 
     def _advance(self, until: int, bar: Any) -> None:
         """Take steps up to number `until`; the GPU works on one while the next is prepared."""
-        started, tokens = time.perf_counter(), 0
-        taken: list[_Taken] = []
+        if self._unread is None:
+            self._since = time.perf_counter()
         while self.step < until:
             data = self._feed(self.step)
             rows = [self._train.examples[index] for index in data.chosen]
@@ -146,21 +165,41 @@ class Engine:
             # Dropout is a function of seed and step, like the order, so that a resumed run repeats it.
             mx.random.seed(self._params.seed * 1_000_003 + self.step + 1 + (self._group.rank << 48))
             loss, norm = self._stepper.step(data.batches, counted)
-            if taken:
-                mx.eval(taken[-1].loss)
-            taken.append(_Taken(self.step + 1, loss, norm, data.chosen, counted))
-            tokens += sum(len(row.tokens) for row in rows)
+            self._read()  # not before the device has something else to do
+            if self._taken:
+                mx.eval(self._taken[-1].loss)
+            self._taken.append(_Taken(self.step + 1, loss, norm, data.chosen, counted))
+            self._tokens += sum(len(row.tokens) for row in rows)
             self.step += 1
             bar.update()
             if self._stop():
                 break
-        self._check(taken)
-        self._meter.took(tokens, time.perf_counter() - started)
 
-    def _check(self, taken: list[_Taken]) -> None:
-        """Read the losses of some steps, all at once because each reading waits for the device."""
-        values = np.array(mx.stack([mx.stack([one.loss, one.norm]) for one in taken]))
-        for one, (loss, norm) in zip(taken, values.tolist(), strict=True):
+    def _collect(self, *, reported: bool) -> None:
+        """Have the device hand over the numbers of the last steps, all at once because each reading costs time."""
+        if not self._taken:
+            return
+        self._read()
+        numbers = mx.stack([mx.stack([one.loss, one.norm]) for one in self._taken])
+        mx.async_eval(numbers)  # before the next step, or it would be computed behind it
+        rate = self._stepper.optimizer.learning_rate
+        self._unread = _Unread(self._taken, numbers, rate, self._tokens, reported)
+        self._taken, self._tokens = [], 0
+
+    def _read(self) -> None:
+        """Wait for the numbers that are on their way, check and report them."""
+        unread, self._unread = self._unread, None
+        if unread is None:
+            return
+        self._check(unread.steps, np.array(unread.numbers).tolist())
+        now = time.perf_counter()
+        self._meter.took(unread.tokens, now - self._since)
+        self._since = now
+        if unread.reported:
+            self._report(unread.steps[-1].step, unread.rate)
+
+    def _check(self, taken: list[_Taken], numbers: list[list[float]]) -> None:
+        for one, (loss, norm) in zip(taken, numbers, strict=True):
             if not math.isfinite(loss) or not math.isfinite(norm):
                 good = (
                     f"the last good checkpoint is of step {self._saved_step}" if self._saved_step else "no checkpoint"
@@ -199,15 +238,19 @@ class Engine:
         seconds = time.perf_counter() - started
         self.validation_seconds += seconds
         self.train_seconds -= seconds
-        self._report(completion, every)
+        self._report(self.step, self._stepper.optimizer.learning_rate, completion, every)
 
-    def _report(self, completion: float | None = None, every: float | None = None) -> None:
-        rate = float(f"{float(self._stepper.optimizer.learning_rate.item()):.6g}") if self.step else None
-        report = self._meter.report(self.step, rate, completion, every)
+    def _report(
+        self, step: int, learning_rate: mx.array, completion: float | None = None, every: float | None = None
+    ) -> None:
+        rate = float(f"{cast(float, learning_rate.item()):.6g}") if step else None
+        report = self._meter.report(step, rate, completion, every)
         self.reports.append(report)
         self._tell(report)
 
     def _save(self) -> None:
+        self._collect(reported=False)
+        self._read()
         self._count_seconds()
         record = {
             "reports": [asdict(report) for report in self.reports],
@@ -220,7 +263,7 @@ class Engine:
         }
         if self._group.rank == 0:
             adapter, optimizer = self._stepper.adapter(), flatten(self._stepper.optimizer.state)
-            save(self._folder, Checkpoint(self.step, adapter, optimizer, self._best, record))
+            self._saver.save(Checkpoint(self.step, adapter, optimizer, self._best, record))
         self._saved_step = self.step
 
     def _resume(self) -> None:

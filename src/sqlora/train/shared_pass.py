@@ -59,8 +59,8 @@ def fill_together(
         group.barrier()  # before anyone adds to it, all have looked
         computed += fill([tokens for _, tokens in missing[peers.index(group.rank) :: len(peers)]])
         if group.size > 1:
-            store.settle()  # the others read what is in the index
-    group.barrier()
-    store.refresh()
+            # By a message: what the index says has come to the disk, and that takes longer than to write the files.
+            added = group.gather([asdict(place) for place in store.added()])
+            store.learn(Place(**place) for rank in group.disk for place in added[rank])
     every = group.each(computed)
     return int(sum(every[rank] for rank in group.disk))

@@ -63,6 +63,7 @@ class StateStore:
         self._places: dict[str, list[Place]] = {}  # those to be preferred first
         self._damaged: set[tuple[int, int]] = set()  # part, start
         self._checked: set[str] = set()
+        self._added: list[Place] = []
         self._ends: dict[int, int] = {}  # part -> tokens
         self._maps: dict[int, NDArray[np.generic]] = {}
         self._settling = ThreadPoolExecutor(max_workers=1)
@@ -92,6 +93,7 @@ class StateStore:
                 self._note(places[-1])
                 self._checked.add(key)
                 start += len(array)
+        self._added += places
         self._ends[self._part] = start
         self._maps.pop(self._part, None)
         self._unsettled.append(self._settling.submit(self._settle, places))
@@ -122,6 +124,24 @@ class StateStore:
             for place in self._entries(int(path.stem.removeprefix("index-"))):
                 self._note(place)
                 self._ends[place.part] = max(self._ends.get(place.part, 0), place.start + place.count)
+
+    def added(self) -> list[Place]:
+        """What this process has added."""
+        return list(self._added)
+
+    def learn(self, places: Iterable[Place]) -> None:
+        """See what other processes have added, on the disk or not yet, where their files hold it already."""
+        ends: dict[int, int] = {}
+        for place in places:
+            if place.part not in ends:
+                path = self._states(place.part)
+                ends[place.part] = path.stat().st_size // self._row if path.exists() else 0
+            end = place.start + place.count
+            if place.part != self._part and end <= ends[place.part]:
+                self._note(place)
+                self._checked.add(place.key)
+                self._ends[place.part] = max(self._ends.get(place.part, 0), end)
+        self._maps = {}
 
     def damaged(self, keys: Iterable[str]) -> list[Place]:
         """Compare stored states with their checksums; returns the places of those that differ.

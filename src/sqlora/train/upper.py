@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sqlora.llama import supports
 from sqlora.model import load_lazily
-from sqlora.prefetch import prefetch
+from sqlora.prefetch import ask_for, places_of
 from sqlora.progress import progress
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
@@ -133,8 +133,9 @@ def fill_store(
 def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
     """Have a module's weights in memory, and begin to read those of the next one."""
     mx.eval(module.parameters())
-    prefetch(weights for _, weights in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
-    mx.async_eval([one.parameters() for one in following])
+    places = places_of(weights for _, weights in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
+    mx.async_eval([one.parameters() for one in following])  # the driver takes a while, in which a file can be read
+    ask_for(places)
 
 
 def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
