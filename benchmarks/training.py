@@ -433,6 +433,7 @@ def make_model(folder: Path) -> None:
         save_file(tensors, folder / file, metadata={"format": "pt"})
         index |= dict.fromkeys(tensors, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    os.sync()  # while the disk still writes 14.5 GB, the first run's checkpoints wait for it
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sqlora.train.states import StateStore, key_of, make_room
+from sqlora.train.states import Place, StateStore, key_of, make_room
 
 
 def states(seed: int, count: int) -> np.ndarray:
@@ -115,6 +115,23 @@ def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
     assert "b" not in one
     one.refresh()
     assert np.array_equal(one.read(["b", "a"], 5)[0], states(2, 5))
+
+
+def test_what_others_have_added_can_be_read_before_it_is_settled(tmp_path: Path) -> None:
+    one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
+    two.add([("a", states(1, 3)), ("b", states(2, 5))])
+    two.settle()
+    one.add([("c", states(3, 2))])
+    two.add([("d", states(4, 4))])
+    (tmp_path / "s" / "index-1.jsonl").write_text("")
+    far = Place("e", 1, 12, 1, 0)  # behind the end of what is there
+    one.learn([*two.added(), far, Place("f", 7, 0, 1, 0)])
+    assert [key in one for key in "abcdef"] == [True, True, True, True, False, False]
+    found = one.read(["b", "d", "c"], 5)
+    assert np.array_equal(found[0], states(2, 5))
+    assert np.array_equal(found[1, :4], states(4, 4))
+    assert np.array_equal(found[2, :2], states(3, 2))
+    assert one.damaged("abcd") == [], "their checksums are not known yet"
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.checkpoint import flatten
+from sqlora.train.engine import Engine
 from sqlora.train.feed import transfer
 from sqlora.train.fused import FusedLayer
 from sqlora.train.gradients import Automatic, Written
@@ -487,6 +488,29 @@ def test_compiled_steps_are_the_same_steps(
     assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_validation_hands_over_few_layers_before_it_waits(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    rows, length = examples(), 16
+    upper = Upper(load_model(model_folder)[0], 0)
+    upper.freeze()
+    add_lora(upper, LORA, seed=1)
+    layout = Layout(flatten(upper.adapter()))
+    batch = transfer([make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")])[0]
+    vector = layout.join(flatten(upper.adapter()))
+    plain = [one.item() for one in Written(upper, layout, LORA).losses(vector, batch)]
+    events: list[str] = []
+    async_eval, evaluate = mx.async_eval, mx.eval
+    monkeypatch.setattr(mx, "async_eval", lambda *one: (events.append("begun"), async_eval(*one)))
+    monkeypatch.setattr(mx, "eval", lambda *one: (events.append("done"), evaluate(*one)))
+    monkeypatch.setattr("sqlora.train.gradients._LAYERS_AHEAD", ahead)
+    found = Written(upper, layout, LORA, compiled=True).losses(vector, batch)
+    layers = len(upper.layers)
+    assert events == ["begun"] * ahead + ["begun", "done"] * (layers - ahead)
+    assert [one.item() for one in found] == pytest.approx(plain, rel=1e-6)
+
+
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Merge projections, send steps' inputs early, keep a validation's; returns layers, and the threads that sent."""
     found: dict[str, Any] = {"merged": [], "sent": set()}
@@ -746,6 +770,23 @@ def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
                 validator.losses(*arguments)
         else:
             assert validator.losses(*arguments) == (0.0, 0.0)
+
+
+def test_losses_are_read_when_the_next_step_is_under_way(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    step, check, told = Stepper.step, Engine._check, Engine._report
+    monkeypatch.setattr(Stepper, "step", lambda *one: (events.append("step"), step(*one))[1])
+    monkeypatch.setattr(Engine, "_check", lambda engine, *one: (events.append("read"), check(engine, *one))[1])
+    monkeypatch.setattr(Engine, "_report", lambda engine, *one: (events.append(f"row {one[0]}"), told(engine, *one))[1])
+    trained = run(model_folder, iterations=7, report_every=2, validate_every=6, checkpoint_every=3, schedule="linear")
+    expected = "row 0, step, step, step, read, row 2, read"  # the second time for the checkpoint
+    expected += ", step, step, read, row 4, step, read, row 6, step, read, row 7"
+    assert ", ".join(events) == expected
+    assert [one.iteration for one in trained.reports] == [0, 2, 4, 6, 7]
+    rates = [one.learning_rate for one in trained.reports]
+    assert rates[0] is None
+    assert len(set(rates)) == 5, "of the step that is reported, not of one behind it"
+    assert all(one.tokens_per_second for one in trained.reports[1:])
 
 
 @pytest.mark.parametrize("at", ["_write", "_seal"])

@@ -15,6 +15,8 @@ from sqlora.train.layer import Factors, Frame, Gradients, Layer
 from sqlora.train.layout import Layout
 from sqlora.train.upper import Upper
 
+_LAYERS_AHEAD = 2  # of a validation; a layer over its 1,024 tokens takes a GPU longer than the host
+
 
 class Model(Protocol):
     """What a training step and a validation need of the upper part of a model and an adapter's vector."""
@@ -76,12 +78,17 @@ class Written:
     def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
         state, shape = self._start(batch.inputs)
+        under_way: list[mx.array] = []
         for layer, adapters, frame in self._each(vector, state, shape, dropout=0.0):
             state, _ = layer.forward(state, frame, adapters)
             if self._compiled:
                 # Hands the device what there is. It lets go of a layer's inner values when all is done that was handed
-                # over with them, and these batches are large.
+                # over with them, and these batches are large. MLX's memory limit does not hold the host back here: it
+                # waits for graphs that are full, and a layer does not fill one.
                 mx.async_eval(state)
+                under_way.append(state)
+                if len(under_way) > _LAYERS_AHEAD:
+                    mx.eval(under_way.pop(0))
         return _both_losses(self._upper, state, batch)
 
     def _gradients(
