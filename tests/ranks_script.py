@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from sqlora.mlx import mx
+from sqlora.mlx import mx, tree_flatten
 
 import numpy as np
 from ruamel.yaml import YAML
@@ -51,8 +51,12 @@ def messages(group: Group) -> None:
     assert np.array_equal(np.array(got["x"].view(mx.uint32)), BITS)
     assert (got["step"].item(), got["step"].dtype, got["step"].shape) == (7, mx.uint64, ())
     assert got["none"].shape == (0, 3)
-    half = mx.array([1.5, -0.0], dtype=mx.bfloat16)
-    assert group.first_arrays({"h": half})["h"].dtype == mx.bfloat16
+    for numbers in ([1.5, -0.0], [1.5, -0.0, 2.0]):  # bytes that are whole words, and not
+        half = mx.array(numbers, dtype=mx.bfloat16) * (1 + group.rank)
+        got = [group.from_rank(rank, half) for rank in range(3)]
+        assert [one.dtype for one in got] == [mx.bfloat16] * 3
+        assert [one[0].item() for one in got] == [1.5, 3.0, 4.5]
+        assert [one.view(mx.uint16)[1].item() for one in got] == [1 << 15] * 3
     group.require_same({"same": [1, 2], "too": "x"})
 
 
@@ -101,6 +105,30 @@ def apart(group: Group) -> None:
     for name, value in first.adapter.items():
         assert np.array_equal(np.array(value), np.array(second.adapter[name]))
     mx.save_safetensors("adapter.safetensors", first.adapter)
+
+
+def reading(group: Group) -> None:
+    """The ranks read the upper layers together; each reads a share, and all have what a process alone reads."""
+    import sqlora.train.upper
+    from sqlora.model import load_lazily
+    from sqlora.train.upper import Upper
+
+    plain, together = (Upper(load_lazily(Path("model"))[0], 1) for _ in range(2))
+    plain.load()
+    read: list[Any] = []
+    read_one = sqlora.train.upper._read
+    sqlora.train.upper._read = lambda part, following: (read.append(part), read_one(part, following))[1]
+    together.load(group)
+    parts = [*together.layers, together.model.model.norm, together.model.lm_head]
+    assert [any(one is part for one in read) for part in parts] == [
+        number % 3 == group.rank for number in range(len(parts))
+    ]
+    for part, other in zip(parts, [*plain.layers, plain.model.model.norm, plain.model.lm_head], strict=True):
+        found, expected = dict(tree_flatten(part.parameters())), dict(tree_flatten(other.parameters()))
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name].dtype == value.dtype
+            assert np.array_equal(np.array(found[name]), np.array(value)), name
 
 
 def train(group: Group) -> Any:

@@ -223,6 +223,11 @@ def test_the_ranks_agree_and_the_first_one_speaks(tmp_path: Path, task: str) -> 
     assert (status, output, errors) == (0, "rank 0 speaks all through", "")
 
 
+def test_the_ranks_of_a_host_read_the_weights_once(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(model_folder)
+    assert ranks(tmp_path, "reading") == (0, "rank 0 speaks all through", "")
+
+
 def test_machines_without_a_common_disk_train_to_the_same_adapter(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,14 +107,19 @@ class Group:
         found: list[Any] = [[name, list(a.shape), str(a.dtype).rsplit(".", 1)[-1]] for name, a in arrays.items()]
         result = {}
         for name, shape, type_name in self.first(found):
-            dtype = getattr(mx, type_name)
-            # As bytes: a sum of numbers would lose the sign of a zero.
-            mine = arrays[name] if self.rank == 0 else mx.zeros(shape, dtype=dtype)
-            if mine.size:
-                mine = self.sum(mine.reshape(-1).view(mx.uint8)).view(dtype).reshape(shape)
-                mx.eval(mine)
-            result[name] = mine
+            mine = arrays[name] if self.rank == 0 else mx.zeros(shape, dtype=getattr(mx, type_name))
+            result[name] = self.from_rank(0, mine)
+            mx.eval(result[name])
         return result
+
+    def from_rank(self, rank: int, array: mx.array) -> mx.array:
+        """A rank's array, bit by bit, on every rank, not computed yet; of the others' only shape and type matter."""
+        if not self._handle or not array.size:
+            return array
+        # As whole numbers: a sum of others would lose the sign of a zero.
+        whole = mx.uint8 if array.nbytes % 4 else mx.uint32
+        mine = array.reshape(-1).view(whole) if self.rank == rank else mx.zeros(array.nbytes // whole.size, dtype=whole)
+        return self.sum(mine).view(array.dtype).reshape(array.shape)
 
     def require_same(self, inputs: Mapping[str, Any]) -> None:
         """Refuse to work on different inputs.

@@ -120,7 +120,8 @@ def train_adapter(
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()
-            upper.load()
+            # GPUs of one host read its files once: filling memory that they share takes longer than their messages.
+            upper.load(group if has_cuda() and len(group.disk) == group.size else ALONE)
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from sqlora.mlx import mx, nn, tree_flatten
+from sqlora.mlx import mx, nn, tree_flatten, tree_unflatten
 
 import numpy as np
 from mlx_lm.models.base import create_attention_mask
 from numpy.typing import NDArray
 
+from sqlora.distributed.group import ALONE, Group
 from sqlora.llama import supports
 from sqlora.model import load_lazily
 from sqlora.prefetch import ask_for, places_of
@@ -47,15 +48,24 @@ class Upper(nn.Module):
         layers: list[nn.Module] = self.model.model.layers
         return layers
 
-    def load(self) -> None:
-        """Read the weights of this part, and of no other, into memory."""
+    def load(self, group: Group = ALONE) -> None:
+        """Read the weights of this part, and of no other, into memory.
+
+        Args:
+            group: ranks that read the files once together: each reads some of the layers and gets the rest as messages.
+        """
         parts = [*self.layers, self.model.model.norm]
         if "lm_head" in self.model:
             parts.append(self.model.lm_head)
         if not self.frozen or "lm_head" not in self.model:
             parts.append(self.model.model.embed_tokens)
+        mx.async_eval([part.parameters() for part in parts[group.rank : group.rank + 1]])
         for number, part in enumerate(parts):
-            _read(part, parts[number + 1 : number + 2])
+            reader, following = number % group.size, number + group.size
+            if reader == group.rank:
+                _read(part, parts[following : following + 1])
+            if group.size > 1:
+                _exchange(part, reader, group)
 
     def states(self, inputs: mx.array) -> mx.array:
         """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last layer's output."""
@@ -136,6 +146,15 @@ def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
     places = places_of(weights for _, weights in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters())))
     mx.async_eval([one.parameters() for one in following])  # the driver takes a while, in which a file can be read
     ask_for(places)
+
+
+def _exchange(module: nn.Module, reader: int, group: Group) -> None:
+    """Give every rank the weights that one of them has read."""
+    weights = cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
+    for number, (name, array) in enumerate(weights):
+        weights[number] = name, group.from_rank(reader, array)
+        mx.eval(weights[number][1])  # one after the other, for each takes memory twice
+    module.update(tree_unflatten(weights))
 
 
 def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
