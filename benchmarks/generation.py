@@ -220,21 +220,20 @@ def prepare(target: Path, wikisql: Path, tokenizer_file: Path | None, count: int
     """Write the questions, their tokens and the tokenizer."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from mistral_tokenizer import tokenizer_model
+
     from sqlora.generate.constraint import Constraint
     from sqlora.generate.vocabulary import make_vocabulary
     from sqlora.params.split import SplitParams
     from sqlora.split.draw import draw_split
 
-    if tokenizer_file is None:
-        import mistral_common
-
-        tokenizer_file = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    model = tokenizer_model(tokenizer_file)
     params = SplitParams(1, 1, count + count // 8, "tables", False, 1)
     examples = draw_split(wikisql, params).examples["test"]
     rows: list[dict[str, Any]] = []
     rejected = 0
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as workers:
-        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer_file.read_bytes())
+        (Path(scratch) / "tokenizer.model").write_bytes(model)
         tokenizer = Tokenizer(Path(scratch))
         vocabulary = make_vocabulary(tokenizer, 32000)
         for example in examples:
@@ -246,7 +245,7 @@ def prepare(target: Path, wikisql: Path, tokenizer_file: Path | None, count: int
             names = ("table_id", "question", "header", "types")
             row = {name: getattr(example, name) for name in names}
             rows.append(row | {"prompt": encoded.tokens[: encoded.prompt_tokens], "answer": answer})
-    encoded_tokenizer = base64.b64encode(tokenizer_file.read_bytes()).decode()
+    encoded_tokenizer = base64.b64encode(model).decode()
     target.write_text(json.dumps({"tokenizer": encoded_tokenizer, "rows": rows[:count]}))
     print(f"{len(rows[:count])} questions; of {len(examples)} drawn the grammar rejects {rejected}")
 

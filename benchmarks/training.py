@@ -368,15 +368,13 @@ def write_tokens(model: Path, target: Path) -> None:
 
 def prepare(target: Path, wikisql: Path, tokenizer: Path | None) -> None:
     """Draw 1,000 and 100 examples as the split stage does, and encode them with Mistral's tokenizer."""
+    from mistral_tokenizer import tokenizer_model
+
     from sqlora.params.split import SplitParams
     from sqlora.split.draw import draw_split
 
-    if tokenizer is None:
-        import mistral_common
-
-        tokenizer = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
     with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer.read_bytes())
+        (Path(scratch) / "tokenizer.model").write_bytes(tokenizer_model(tokenizer))
         encode(draw_split(wikisql, SplitParams(1000, 100, 500, "tables", False, 1)).examples, Path(scratch), target)
 
 

@@ -1,0 +1,14 @@
+"""Mistral-7B's tokenizer, for benchmarks that prepare tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def tokenizer_model(given: Path | None) -> bytes:
+    """A sentencepiece model's bytes: the given file's, or those of the package mistral-common, which sqlora does not need."""
+    if given is None:
+        import mistral_common
+
+        given = Path(mistral_common.__file__).parent / "data" / "tokenizer.model.v1"
+    return given.read_bytes()
