@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def tokenizer_model(given: Path | None) -> bytes:
-    """A sentencepiece model's bytes: the given file's, or those of the package mistral-common, which sqlora does not need."""
+    """The bytes of a sentencepiece model: the given file's, or those in mistral-common, which sqlora does not need."""
     if given is None:
         import mistral_common
 
