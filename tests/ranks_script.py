@@ -91,6 +91,18 @@ def one_exits(group: Group) -> None:
     group.barrier()
 
 
+def one_is_gone(group: Group) -> None:
+    """A rank dies between two messages; what the others get is an error, and no sum without its part."""
+    group.barrier()
+    if group.rank == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    if group.rank == 0:
+        Path("wrong").write_text(str(group.totals([1.0])))
+    else:
+        Path("wrong").write_text(str(group.gather([1])))
+
+
 def apart(group: Group) -> None:
     """Train with a disk for each rank, as on several machines; then again from a checkpoint that only one has."""
     group.disk = [group.rank]

@@ -223,6 +223,13 @@ def test_the_ranks_agree_and_the_first_one_speaks(tmp_path: Path, task: str) -> 
     assert (status, output, errors) == (0, "rank 0 speaks all through", "")
 
 
+def test_no_sum_without_the_part_of_a_rank_that_is_gone(tmp_path: Path) -> None:
+    status, _, errors = ranks(tmp_path, "one_is_gone")
+    assert status == 1
+    assert "rank 2 of 3 on 127.0.0.1: found its end by SIGKILL" in errors
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_the_ranks_of_a_host_read_the_weights_once(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(model_folder)
     assert ranks(tmp_path, "reading") == (0, "rank 0 speaks all through", "")

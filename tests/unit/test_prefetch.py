@@ -24,7 +24,8 @@ def test_the_whole_of_every_large_array_is_asked_for(dtype: mx.Dtype) -> None:
     assert np.array_equal(there, np.asarray(large.reshape(-1).view(mx.uint8)))
 
 
-def test_without_cuda_nothing_happens() -> None:
+def test_without_cuda_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlora.prefetch._driver", lambda: None)
     prefetch([mx.zeros((1000, 1000))])
     assert places_of([mx.zeros((1000, 1000))]) == []
     ask_for([(0, 1)])

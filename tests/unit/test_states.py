@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from filelock import FileLock
 
+from sqlora.distributed.group import Group
+from sqlora.train.shared_pass import fill_together
 from sqlora.train.states import Place, StateStore, key_of, make_room
 
 
@@ -124,14 +130,48 @@ def test_what_others_have_added_can_be_read_before_it_is_settled(tmp_path: Path)
     one.add([("c", states(3, 2))])
     two.add([("d", states(4, 4))])
     (tmp_path / "s" / "index-1.jsonl").write_text("")
-    far = Place("e", 1, 12, 1, 0)  # behind the end of what is there
-    one.learn([*two.added(), far, Place("f", 7, 0, 1, 0)])
-    assert [key in one for key in "abcdef"] == [True, True, True, True, False, False]
+    far = Place("e", 1, 12, 1, 0), 0  # behind the end of what is there
+    other = dataclasses.replace(two.added()[2][0], key="g"), 5  # another disk's: the file here holds something else
+    one.learn([*two.added(), far, (Place("f", 7, 0, 1, 0), 0), other])
+    assert [key in one for key in "abcdefg"] == [True, True, True, True, False, False, False]
     found = one.read(["b", "d", "c"], 5)
     assert np.array_equal(found[0], states(2, 5))
     assert np.array_equal(found[1, :4], states(4, 4))
     assert np.array_equal(found[2, :2], states(3, 2))
     assert one.damaged("abcd") == [], "their checksums are not known yet"
+
+
+def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
+    wanted = [(number, 7) for number in range(6)]
+    gate = threading.Event()
+    monkeypatch.setattr(StateStore, "_settle", lambda *_: gate.wait(60))
+
+    def fill(store: StateStore, share: Sequence[Sequence[int]]) -> int:
+        store.add([(key_of(tokens), states(tokens[0], 2)) for tokens in share])
+        return len(share)
+
+    class Two(Group):
+        """Rank 0, and what rank 1 would do beside it."""
+
+        def __init__(self) -> None:
+            super().__init__(disk=(0, 1))
+            self.size = 2
+
+        def each(self, value: float) -> list[float]:
+            return [value, value]
+
+        def gather(self, value: Any) -> list[Any]:
+            mine = {place["key"] for place, _ in value}
+            fill(two, [tokens for tokens in wanted if key_of(tokens) not in mine])
+            return [value, [[dataclasses.asdict(place), tail] for place, tail in two.added()]]
+
+    calls: list[int] = []
+    filled = fill_together(one, wanted, (2,), Two(), lambda share: (calls.append(len(share)), fill(one, share))[1])
+    gate.set()
+    assert (calls, filled) == ([3], 6)
+    found = one.read([key_of(tokens) for tokens in wanted], 2)
+    assert np.array_equal(found, np.stack([states(tokens[0], 2) for tokens in wanted]))
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

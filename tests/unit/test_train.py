@@ -29,16 +29,18 @@ from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train.buckets import batch_indices
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Engine
 from sqlora.train.feed import transfer
 from sqlora.train.fused import FusedLayer
 from sqlora.train.gradients import Automatic, Written
+from sqlora.train.inputs import lengths_of
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
 from sqlora.train.loss import Batch, make_batch
-from sqlora.train.report import Report
+from sqlora.train.report import Meter, Report
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.step import Stepper
@@ -772,20 +774,35 @@ def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
             assert validator.losses(*arguments) == (0.0, 0.0)
 
 
-def test_losses_are_read_when_the_next_step_is_under_way(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_when_losses_are_read_and_what_is_reported(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, *, compiled: bool
+) -> None:
+    monkeypatch.setattr("sqlora.train.run.compiles", lambda: compiled)
     events: list[str] = []
-    step, check, told = Stepper.step, Engine._check, Engine._report
+    took: list[int] = []
+    step, check, told, plain = Stepper.step, Engine._check, Engine._report, Meter.took
     monkeypatch.setattr(Stepper, "step", lambda *one: (events.append("step"), step(*one))[1])
     monkeypatch.setattr(Engine, "_check", lambda engine, *one: (events.append("read"), check(engine, *one))[1])
     monkeypatch.setattr(Engine, "_report", lambda engine, *one: (events.append(f"row {one[0]}"), told(engine, *one))[1])
+    monkeypatch.setattr(Meter, "took", lambda meter, *one: (took.append(one[0]), plain(meter, *one))[1])
     trained = run(model_folder, iterations=7, report_every=2, validate_every=6, checkpoint_every=3, schedule="linear")
-    expected = "row 0, step, step, step, read, row 2, read"  # the second time for the checkpoint
-    expected += ", step, step, read, row 4, step, read, row 6, step, read, row 7"
+    # A GPU has the next step to do while losses are read; a checkpoint and a validation need them at once.
+    expected = (
+        "row 0, step, step, step, read, row 2, read, step, step, read, row 4, step, read, row 6, step, read, row 7"
+    )
+    if not compiled:
+        expected = expected.replace("step, step, step, read, row 2, read", "step, step, read, row 2, step, read")
+        expected = expected.replace("step, step, read, row 4, step, read", "step, read, row 4, step, step, read")
     assert ", ".join(events) == expected
     assert [one.iteration for one in trained.reports] == [0, 2, 4, 6, 7]
-    rates = [one.learning_rate for one in trained.reports]
-    assert rates[0] is None
-    assert len(set(rates)) == 5, "of the step that is reported, not of one behind it"
+    rates = [one.learning_rate for one in trained.reports[1:]]
+    assert trained.reports[0].learning_rate is None
+    assert rates == [pytest.approx(2e-2 * (7 - step) / 7, rel=1e-3) for step in (1, 3, 5, 6)]
+    lengths = [len(example.tokens) for example in examples()]
+    inputs, buckets = [one - 1 for one in lengths], lengths_of(examples())
+    order = [batch_indices(step, inputs, buckets, TRAIN.batch_size, TRAIN.seed) for step in range(7)]
+    assert sum(took) == sum(lengths[index] for batch in order for index in batch)
     assert all(one.tokens_per_second for one in trained.reports[1:])
 
 
@@ -828,6 +845,22 @@ def test_the_run_ends_when_its_last_checkpoint_is_on_the_disk(
     run(model_folder, iterations=6, checkpoint_every=2)
     (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
     assert [path.name for path in checkpoint.steps(folder)] == ["step-00000002", "step-00000004", "step-00000006"]
+
+
+def test_a_checkpoint_that_fails_last_is_not_lost_and_hides_no_other_error(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(partial: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_seal", full)
+    with pytest.raises(SqloraError, match=r"step-00000004: .* cannot be written"):
+        run(model_folder, iterations=4, checkpoint_every=4)
+    assert "warning: " not in capsys.readouterr().err
+    saver = checkpoint.Saver(tmp_path)
+    saver.save(checkpoint.Checkpoint(1, {}, {}, {}, {}))
+    saver.__exit__(ValueError)
+    assert "warning: " in capsys.readouterr().err
 
 
 def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlora.mlx import mx
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sqlora.errors import SqloraError
 
@@ -47,7 +48,7 @@ class Group:
         """Sums over all ranks, in float32 if there are several."""
         if not self._handle:
             return list(values)
-        return [float(value) for value in np.array(self.sum(mx.array(list(values), dtype=mx.float32)))]
+        return [float(value) for value in _received(self.sum(mx.array(list(values), dtype=mx.float32)))]
 
     def each(self, value: float) -> list[float]:
         """The value of every rank, by rank."""
@@ -87,10 +88,10 @@ class Group:
             return [value]
         data = json.dumps(value).encode("utf-8")
         lengths = mx.array([len(data) if rank == self.rank else 0 for rank in range(self.size)], dtype=mx.int64)
-        ends = np.cumsum(np.array(self.sum(lengths)))  # whole numbers: float32 holds them up to 16 million only
+        ends = np.cumsum(_received(self.sum(lengths)))  # whole numbers: float32 holds them up to 16 million only
         buffer = np.zeros(int(ends[-1]), dtype=np.uint8)
         buffer[ends[self.rank] - len(data) : ends[self.rank]] = np.frombuffer(data, dtype=np.uint8)
-        whole = np.array(self.sum(mx.array(buffer)))
+        whole = _received(self.sum(mx.array(buffer)))
         return [json.loads(part.tobytes()) for part in np.split(whole, ends[:-1])]
 
     def first(self, value: T) -> T:
@@ -139,6 +140,11 @@ class Group:
                     expected="the same repository, params.yaml, artifacts and versions on every machine",
                     next_step="Copy the folder of rank 0's machine to the others, and install the same requirements.",
                 )
+
+
+def _received(total: mx.array) -> NDArray[Any]:
+    mx.eval(total)  # NumPy alone would take what is there when a rank is gone, and MLX's error would be lost
+    return np.array(total)
 
 
 def _code(value: Any) -> str:

@@ -16,6 +16,7 @@ from sqlora.mlx import mx, tree_flatten
 
 from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
+from sqlora.train.interruption import Interrupted
 
 ROOT = Path(".sqlora/train")
 KEPT = 3
@@ -53,9 +54,15 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.wait()
-        self._background.shutdown()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except SqloraError as failure:
+            if kind in (None, Interrupted):
+                raise
+            print(f"warning: {failure}", file=sys.stderr)  # beside the error that ends the run
+        finally:
+            self._background.shutdown()
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Begin to save; `wait` ends it, as the next save does.

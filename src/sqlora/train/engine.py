@@ -159,13 +159,15 @@ class Engine:
         if self._unread is None:
             self._since = time.perf_counter()
         while self.step < until:
+            if not self._stepper.compiled:
+                self._read()  # a CPU is through with a step when the host has issued it
             data = self._feed(self.step)
             rows = [self._train.examples[index] for index in data.chosen]
             counted = sum(len(row.tokens) - 1 - counted_from(row, self._params.loss) for row in rows)
             # Dropout is a function of seed and step, like the order, so that a resumed run repeats it.
             mx.random.seed(self._params.seed * 1_000_003 + self.step + 1 + (self._group.rank << 48))
             loss, norm = self._stepper.step(data.batches, counted)
-            self._read()  # not before the device has something else to do
+            self._read()  # on a GPU not before it has something else to do
             if self._taken:
                 mx.eval(self._taken[-1].loss)
             self._taken.append(_Taken(self.step + 1, loss, norm, data.chosen, counted))
@@ -191,6 +193,7 @@ class Engine:
         unread, self._unread = self._unread, None
         if unread is None:
             return
+        mx.eval(unread.numbers)  # which says if another rank is gone; NumPy would not
         self._check(unread.steps, np.array(unread.numbers).tolist())
         now = time.perf_counter()
         self._meter.took(unread.tokens, now - self._since)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -112,7 +113,14 @@ def prepare_inputs(
         return lambda chosen, length: store.read([keys[index] for index in chosen], length)
 
     def settle() -> None:
-        store.settle()
+        try:
+            store.settle()
+        except OSError as error:  # no reason to lose what was trained
+            print(
+                f"warning: {store.folder}: states of the frozen layers could not be written ({error}); the next run "
+                "computes them again. Free some space.",
+                file=sys.stderr,
+            )
         lock.release()
 
     return Inputs(stored, row, computed, reused, settle)

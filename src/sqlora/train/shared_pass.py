@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from sqlora.distributed.group import Group
 from sqlora.train.buckets import bucket_of
@@ -60,7 +61,7 @@ def fill_together(
         computed += fill([tokens for _, tokens in missing[peers.index(group.rank) :: len(peers)]])
         if group.size > 1:
             # By a message: what the index says has come to the disk, and that takes longer than to write the files.
-            added = group.gather([asdict(place) for place in store.added()])
-            store.learn(Place(**place) for rank in group.disk for place in added[rank])
+            added: list[Any] = group.gather([[asdict(place), tail] for place, tail in store.added()])
+            store.learn((Place(**place), tail) for rank in group.disk for place, tail in added[rank])
     every = group.each(computed)
     return int(sum(every[rank] for rank in group.disk))

@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -37,6 +37,11 @@ class Place:
     start: int
     count: int
     crc: int
+
+    @property
+    def end(self) -> int:
+        """The row behind the last."""
+        return self.start + self.count
 
 
 def key_of(tokens: Sequence[int]) -> str:
@@ -63,7 +68,7 @@ class StateStore:
         self._places: dict[str, list[Place]] = {}  # those to be preferred first
         self._damaged: set[tuple[int, int]] = set()  # part, start
         self._checked: set[str] = set()
-        self._added: list[Place] = []
+        self._added: list[tuple[Place, int]] = []
         self._ends: dict[int, int] = {}  # part -> tokens
         self._maps: dict[int, NDArray[np.generic]] = {}
         self._settling = ThreadPoolExecutor(max_workers=1)
@@ -90,10 +95,10 @@ class StateStore:
                 assert array.shape[1] == self.width
                 file.write(np.ascontiguousarray(array).data)
                 places.append(Place(key, self._part, start, len(array), 0))
+                self._added.append((places[-1], zlib.crc32(np.ascontiguousarray(array[-1]).data)))
                 self._note(places[-1])
                 self._checked.add(key)
                 start += len(array)
-        self._added += places
         self._ends[self._part] = start
         self._maps.pop(self._part, None)
         self._unsettled.append(self._settling.submit(self._settle, places))
@@ -125,22 +130,17 @@ class StateStore:
                 self._note(place)
                 self._ends[place.part] = max(self._ends.get(place.part, 0), place.start + place.count)
 
-    def added(self) -> list[Place]:
-        """What this process has added."""
+    def added(self) -> list[tuple[Place, int]]:
+        """What this process has added, each with the CRC-32 of its last row, which depends on all tokens."""
         return list(self._added)
 
-    def learn(self, places: Iterable[Place]) -> None:
-        """See what other processes have added, on the disk or not yet, where their files hold it already."""
-        ends: dict[int, int] = {}
-        for place in places:
-            if place.part not in ends:
-                path = self._states(place.part)
-                ends[place.part] = path.stat().st_size // self._row if path.exists() else 0
-            end = place.start + place.count
-            if place.part != self._part and end <= ends[place.part]:
+    def learn(self, added: Iterable[tuple[Place, int]]) -> None:
+        """See what other processes have added, on the disk or not yet, where the files here hold it."""
+        for place, tail in added:
+            if place.part != self._part and self._crc(replace(place, start=place.end - 1, count=1)) == tail:
                 self._note(place)
                 self._checked.add(place.key)
-                self._ends[place.part] = max(self._ends.get(place.part, 0), end)
+                self._ends[place.part] = max(self._ends.get(place.part, 0), place.end)
         self._maps = {}
 
     def damaged(self, keys: Iterable[str]) -> list[Place]:
@@ -200,10 +200,14 @@ class StateStore:
         return found
 
     def _crc(self, place: Place) -> int:
+        """Of what lies there; -1 if that ends before the place does."""
+        if not self._states(place.part).exists():
+            return -1
         # Read, not mapped: the pages of a mapped file count as this process's memory.
         with open(self._states(place.part), "rb") as file:
             file.seek(place.start * self._row)
-            return zlib.crc32(file.read(place.count * self._row))
+            data = file.read(place.count * self._row)
+        return zlib.crc32(data) if len(data) == place.count * self._row else -1
 
     def _states(self, part: int) -> Path:
         return self.folder / f"states-{part}.bin"

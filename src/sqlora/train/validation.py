@@ -72,6 +72,7 @@ class Validator:
             losses.append(stepper.losses(ready))
             if len(losses) > 1:  # the device works on one batch while the next is prepared
                 mx.eval(losses[-2])
+        mx.eval(losses)  # which says if another rank is gone; NumPy would not
         sums = np.array(mx.stack(losses)).astype(np.float64).sum(axis=0).tolist() if losses else [0.0, 0.0]
         # The ranks may hear of it at different moments, but all of them get to this message.
         *totals, ending = self._group.totals([*sums, *self._counts(), float(ended)])
