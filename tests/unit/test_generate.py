@@ -27,7 +27,7 @@ from sqlora.generate.engine import CPU_SHAPES, GPU_SHAPES, Engine, Shapes
 from sqlora.generate.forward import Modules
 from sqlora.generate.fused import Fused
 from sqlora.generate.guided import Beam, Guided
-from sqlora.generate.run import generate, returns_something
+from sqlora.generate.run import blocks_of, generate, returns_something
 from sqlora.generate.saved import Saved, drop_older
 from sqlora.generate.vocabulary import make_vocabulary
 from sqlora.llama import mergeable
@@ -509,13 +509,32 @@ def test_a_query_that_finds_nothing_does_not_pass(tmp_path: Path) -> None:
         assert not returns_something("SELECT Nome FROM 1-1", table, runner)
 
 
+@pytest.mark.parametrize(
+    ("questions", "candidates", "blocks"),
+    [
+        (0, 1, 0),
+        (40, 1, 1),
+        (48, 1, 1),
+        (100, 1, 2),
+        (500, 1, 4),
+        (1536, 1, 8),
+        (15878, 1, 64),
+        (100, 4, 4),
+        (500, 4, 8),
+    ],
+)
+def test_two_and_four_ranks_get_as_many_blocks_each(questions: int, candidates: int, blocks: int) -> None:
+    settings = replace(params(32, 60), execution_guided=candidates)
+    assert blocks_of(questions, settings) == blocks
+
+
 @pytest.mark.parametrize(("constrain", "limit"), [("none", 6), ("schema", 20)])
 def test_a_run_that_broke_off_decodes_only_what_is_missing(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, constrain: str, limit: int
 ) -> None:
     settings = params(1, limit, constrain)
     model, tokenizer = model_that_stops(model_folder)
-    questions = examples() * 8  # three blocks of 16
+    questions = examples() * 8
     whole, resumed = Counts(), Counts()
     expected = generate(model, tokenizer, questions, settings, counts=whole)
     assert any(done.closed for done in expected) == (constrain == "schema")

@@ -31,12 +31,13 @@ from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
-from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
+from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
+from sqlora.train.validation import TRANSFER_BYTES
 
 LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = train_params(
@@ -193,7 +194,7 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     frozen = config["num_hidden_layers"] - adapter.layers if params.states_gb else 0
     params = dataclasses.replace(params, iterations=1)  # one step's inputs are transferred, as below
     load, everything = Load(rows, length, counted), Load(rows, length, rows * length)
-    work = Work((load,), (everything,), length, rows * length, rows * length, 0, ((length, rows),))
+    work = Work((load,), (everything,), *[rows * length] * 4, 0, ((length, rows),))
     prediction = predict(shape_of(config), adapter, params, work, device="cpu")
     expected = max(sum(prediction.phases[phase].values()) for phase in ("training", "validation"))
     model = model_of(config)
@@ -254,7 +255,11 @@ def test_what_counts_as_the_peak_depends_on_the_device() -> None:
         for device in ("cpu", "cuda", "metal")
     }
     gpu, cpu = found["cuda"], found["cpu"]
-    assert gpu.live < gpu.peak == gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
+    assert gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
+    assert gpu.peak == pytest.approx(gpu.live + 0.75 * (gpu.limit - gpu.live))
+    quantized = known_shape("mistral-7b").converted("bfloat16", 4, 64)
+    small = predict(quantized, lora, TRAIN, work, device="cuda")
+    assert small.live < small.peak == small.limit
     # 16 layers of 2 * 218 million parameters, and the output matrix, are 7.2 GB of it.
     assert 8e9 < found["metal"].peak < gpu.peak < 11.5e9
     assert cpu.peak > cpu.live + 10**9

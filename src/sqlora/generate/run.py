@@ -32,7 +32,7 @@ from sqlora.wikisql.form import AGGREGATES, Schema
 
 # A block is computed as a whole, by one rank and from its beginning, so that the answers are the same bits however many
 # ranks there are and wherever a run was killed. It ends with batches that are not full, so there are to be few blocks:
-# of so many batches; but so many, if each has work for one batch and a half, that several ranks have something to do.
+# of so many batches; but as many for each of so many ranks, if every block has work for one batch and a half.
 _BLOCK, _SHARED = 8, 4
 
 
@@ -115,7 +115,10 @@ def generate(
 def blocks_of(count: int, params: GenerateParams) -> int:
     """Into how many blocks so many questions are divided, each of which has some of every length."""
     together = max(1, params.batch_size // (params.execution_guided or 1))
-    return max(-(-count // (_BLOCK * together)), min(_SHARED, 2 * count // (3 * together)))
+    number = -(-count // (_BLOCK * together))
+    if number > 1:
+        number = -(-number // _SHARED) * _SHARED
+    return max(number, min(_SHARED, 2 * count // (3 * together)))
 
 
 def shapes() -> Shapes:

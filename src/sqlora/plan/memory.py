@@ -23,9 +23,9 @@ from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
-from sqlora.train.feed import TRANSFER_BYTES, steps_together
+from sqlora.train.feed import steps_together
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
-from sqlora.train.validation import KEPT_BYTES
+from sqlora.train.validation import KEPT_BYTES, TRANSFER_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
 _POLYNOMIAL = 3
@@ -59,7 +59,7 @@ def predict(
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
-    return Prediction(phases, device, outside, host if device == "cpu" else {})
+    return Prediction(phases, device, outside, host if device == "cpu" else {}, shape.bits is not None)
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
@@ -69,8 +69,8 @@ def adapter_size(shape: Shape, lora: LoraParams) -> int:
 
 def _transferred(params: TrainParams, work: Work, token: int) -> int:
     """Bytes of the steps' inputs that are transferred at once; token: of one token's."""
-    together = steps_together(params.gradient_accumulation * params.batch_size * work.longest * token)
-    return int(params.gradient_accumulation * work.mean_tokens * token) * min(together, params.iterations)
+    together = steps_together(int(work.real_tokens * token))
+    return int(work.step_tokens * token) * min(together, params.iterations)
 
 
 def _total(arrays: Arrays) -> int:

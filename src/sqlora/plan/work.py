@@ -50,7 +50,8 @@ class Load:
 
 @dataclass(frozen=True)
 class Work:
-    """train, valid: the distinct batches of both; longest: length of a training batch; mean_tokens: padded, of one.
+    """train, valid: the distinct batches of both; mean_tokens: of a training batch, padded; step_tokens: of a rank's
+    step, padded; real_tokens: the same without padding.
 
     state_tokens: of all examples whose frozen states are wanted; lengths: of the batches that compute these, with
     how many examples each has.
@@ -58,8 +59,9 @@ class Work:
 
     train: tuple[Load, ...]
     valid: tuple[Load, ...]
-    longest: int
     mean_tokens: float
+    step_tokens: float
+    real_tokens: float
     valid_tokens: int
     state_tokens: int
     states: tuple[tuple[int, int], ...]
@@ -95,7 +97,8 @@ def work_of(
     loads, tokens, batches = set(), 0, 0
     epochs: dict[int, list[list[int]]] = {}
     per_epoch = -(-len(lengths) // params.batch_size)
-    for step in range(min(params.iterations, _MOST_STEPS // accumulation + 1)):
+    taken = min(params.iterations, _MOST_STEPS // accumulation + 1)
+    for step in range(taken):
         parts = []
         for number in range(step * accumulation, (step + 1) * accumulation):
             epoch, place = divmod(number, per_epoch)
@@ -126,8 +129,9 @@ def work_of(
     return Work(
         train=tuple(sorted(loads)),
         valid=tuple(sorted(set(checks))),
-        longest=buckets[-1],
         mean_tokens=tokens / batches,
+        step_tokens=tokens / taken,
+        real_tokens=accumulation * params.batch_size * sum(lengths) / len(lengths) / ranks,
         valid_tokens=sum(load.rows * load.length for load in checks),
         state_tokens=sum(wanted),
         states=tuple((length, padded.count(length)) for length in sorted(set(padded))),

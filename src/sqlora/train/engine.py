@@ -110,6 +110,7 @@ class Engine:
         """
         self._timed = time.perf_counter()
         self._resume()
+        self._feed.begin(self.step)  # before a validation, which takes a while
         with self._saver, progress("train", total=self._params.iterations, unit="step") as bar:
             bar.update(self.step)
             if self._due(self._params.validate_every) and (not self.reports or self.reports[-1].iteration < self.step):

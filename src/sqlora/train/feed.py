@@ -2,7 +2,8 @@
 
 On a CUDA device every array that the host fills costs an allocation of shared memory, and its release waits for all
 work that is under way; one transfer for many steps costs that once. Such memory fills at 2 GB/s, since each page is
-new; there the background does that too, and asks the device to fetch it. Python waits meanwhile, but MLX does not.
+new. There the background does that too, by what works without Python's lock: the thread that issues steps needs Python
+between them, and the device would soon have nothing to do.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sqlora.prefetch import prefetch
 from sqlora.runtime import has_cuda
 from sqlora.train.loss import Batch
 
-TRANSFER_BYTES = 32_000_000
+_TRANSFER_BYTES = 128_000_000
 _MOST_STEPS = 16
 _ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
 _TYPES = {
@@ -63,7 +64,7 @@ class StepData:
 
 def steps_together(step_bytes: int) -> int:
     """How many steps of about that size are transferred at once."""
-    return min(_MOST_STEPS, max(1, TRANSFER_BYTES // step_bytes))
+    return min(_MOST_STEPS, max(1, _TRANSFER_BYTES // step_bytes))
 
 
 Gather = Callable[[int], tuple[list[Batch], list[int]]]
@@ -85,6 +86,11 @@ class Feed:
         self._next: tuple[int, Future[_Packed]] | None = None
         self._ready: tuple[int, list[StepData]] = (-1, [])
         self._early = has_cuda()  # elsewhere it would take memory and save no time
+
+    def begin(self, step: int) -> None:
+        """Begin to gather the data of this step and those behind it."""
+        if step < self._steps:
+            self._next = self._start(step // self._together)
 
     def __call__(self, step: int) -> StepData:
         """The data of a step."""
@@ -139,18 +145,30 @@ def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
                 places.append(_Place(start, end, array.shape, array.dtype.name))
             entries.append((places[first:], batch.counted))
         packed.append((entries, chosen))
-    buffer = np.zeros(end, dtype=np.uint8)
+    buffer, filled = _shared(end) if has_cuda() else (None, np.zeros(end, dtype=np.uint8))
     for array, place in zip(arrays, places, strict=True):
-        buffer[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        filled[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    if buffer is None:
+        return _Packed(filled, packed)
+    prefetch([buffer])
     return _Packed(buffer, packed)
+
+
+def _shared(size: int) -> tuple[mx.array, NDArray[np.uint8]]:
+    """Bytes that host and device share, as MLX has them and as NumPy has them.
+
+    `mx.array` of a NumPy array holds Python's lock until every page is there and filled. Here MLX's own thread makes
+    the pages, and NumPy copies without the lock.
+    """
+    array = mx.zeros(size, dtype=mx.uint8, stream=mx.cpu)
+    mx.eval(array)
+    return array, np.asarray(array)
 
 
 def _send(packed: _Packed) -> _Packed:
     if isinstance(packed.buffer, mx.array):
         return packed
-    sent = mx.array(packed.buffer)
-    prefetch([sent])
-    return replace(packed, buffer=sent)
+    return replace(packed, buffer=mx.array(packed.buffer))
 
 
 def _unpack(packed: _Packed) -> list[tuple[list[Ready], list[int]]]:

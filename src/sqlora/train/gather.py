@@ -29,9 +29,10 @@ class Gatherer:
 
     @property
     def step_bytes(self) -> int:
-        """About what the inputs of a step take."""
+        """About what this rank's inputs of a step take, without padding."""
         params = self._params
-        return params.gradient_accumulation * params.batch_size * self._data.buckets[-1] * self._data.token_bytes
+        rows = params.gradient_accumulation * params.batch_size / self._group.size
+        return int(rows * sum(self._lengths) / len(self._lengths) * self._data.token_bytes)
 
     def __call__(self, step: int) -> tuple[list[Batch], list[int]]:
         """The batches of a step, counted from 0, and the numbers of its examples in the data set."""

@@ -32,7 +32,7 @@ from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
 from sqlora.train.states import key_of
 from sqlora.train.step import Stepper, compiles
-from sqlora.train.upper import Upper
+from sqlora.train.upper import Upper, readers
 from sqlora.train.validation import Data
 
 _ENGINE = 5  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
@@ -120,8 +120,7 @@ def train_adapter(
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()
-            # GPUs of one host read its files once: filling memory that they share takes longer than their messages.
-            upper.load(group if has_cuda() and len(group.disk) == group.size else ALONE)
+            upper.load(readers(group))
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())
