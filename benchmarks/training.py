@@ -6,6 +6,7 @@
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
+PEFT's late_step_ms is the mean of the second half of its steps, behind the warm-up, by the host's clock.
 With --cold each run on a GPU begins without compiled kernels. Tokens are the examples' own, without padding. Rank 8 on
 q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
 
@@ -333,7 +334,9 @@ def peft(
         torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     loss = validate_timed()
+    late = 0.0
     for step in range(1, iterations + 1):
+        begun = time.perf_counter()
         if len(order) < batch:
             order = rng.sample(range(len(rows)), len(rows))
         chosen = [rows[order.pop()] for _ in range(batch)]
@@ -341,6 +344,8 @@ def peft(
         optimizer.step()
         optimizer.zero_grad()
         trained += sum(map(len, chosen))
+        if step > iterations // 2:
+            late += time.perf_counter() - begun
         if step % EVERY == 0 or step == iterations:
             loss = validate_timed()
     if device == "cuda":
@@ -351,6 +356,7 @@ def peft(
         "seconds": seconds,
         "load_seconds": loaded,
         "step_seconds": seconds - loaded - validating,
+        "late_step_ms": 1000 * late / (iterations - iterations // 2),
         "validation_seconds": validating,
         "tokens": trained,
         "peak_gb": peak,
