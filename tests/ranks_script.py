@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -144,35 +143,26 @@ def reading(group: Group) -> None:
             assert np.array_equal(np.array(found[name]), np.array(value)), name
 
 
-def frozen(group: Group) -> None:
-    """The ranks go through the frozen layers together: one has two waves, one has one and one has nothing to do."""
+def sharing(group: Group) -> None:
+    """Train as on GPUs of one host, which read the weights together; then with a rank that sees less of the disk."""
+    import sqlora.train.run
     import sqlora.train.upper
-    from sqlora.train.interruption import Interrupted
-    from sqlora.train.states import StateStore, key_of
-    from sqlora.train.upper import fill_store
 
-    rng = np.random.default_rng(2)
-    rows = [tuple(rng.integers(3, 500, 8 + index % 9).tolist()) for index in range(24)]
-    width = json.loads(Path("model/config.json").read_text())["hidden_size"]
-    sqlora.train.upper.WAVE_TOKENS = 15 * 16
-    read: list[Any] = []
-    read_one = sqlora.train.upper._read
-    sqlora.train.upper._read = lambda part, following: (read.append(part), read_one(part, following))[1]
-    mine = (rows[:20], rows[20:], [])[group.rank]
-    together, alone = (StateStore(Path(f"{kind}-{group.rank}"), width, "float32") for kind in ("together", "alone"))
-    assert fill_store(together, Path("model"), 3, mine, (16,), lambda: False, group) == len(mine)
-    assert len(read) == 2  # of three layers one, in two waves
-    assert fill_store(alone, Path("model"), 3, mine, (16,)) == len(mine)
-    if mine:
-        keys = [key_of(row) for row in mine]
-        assert np.array_equal(together.read(keys, 16), alone.read(keys, 16))
-    asked = iter([False, group.rank == 1])  # before the second layer one rank is asked to end
-    store = StateStore(Path(f"asked-{group.rank}"), width, "float32")
-    try:
-        fill_store(store, Path("model"), 3, rows, (16,), lambda: next(asked), group)
-    except Interrupted:
-        return
-    raise AssertionError("not interrupted")
+    exchanged: list[int] = []
+    exchange = sqlora.train.upper._exchange
+    sqlora.train.upper._exchange = lambda part, reader, group: (exchanged.append(reader), exchange(part, reader, group))
+    sqlora.train.run.has_cuda = lambda: True
+    Path("folder").mkdir(exist_ok=True)
+    group.barrier()
+    os.chdir("folder")
+    first = train(group)
+    assert exchanged == [0, 1, 2], "a layer, the norm and the output matrix"
+    if group.rank == 2:
+        group.disk = [1, 2]
+    second = train(group)
+    assert exchanged == [0, 1, 2], "each by itself"
+    for name, value in first.adapter.items():
+        assert np.array_equal(np.array(value), np.array(second.adapter[name]))
 
 
 def train(group: Group) -> Any:

@@ -18,6 +18,7 @@ from sqlora.runtime import has_cuda
 
 _LEAST_BYTES = 1_000_000
 _DEVICE = 0  # which MLX computes on: mlx.launch shows each rank one device only
+_INVALID_CONTEXT = 201  # CUDA's, in a thread that has not used the device yet
 
 Place = tuple[int, int]
 """An address and a number of bytes."""
@@ -69,9 +70,18 @@ def _driver() -> Ask | None:
     if not has_cuda() or mx.default_device().type != mx.DeviceType.gpu:
         return None
     try:
-        function = ctypes.CDLL("libcuda.so.1").cuMemPrefetchAsync
+        library = ctypes.CDLL("libcuda.so.1")
+        function = library.cuMemPrefetchAsync
     except (OSError, AttributeError):
         return None
     function.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
     default_stream = None
-    return lambda address, size: function(address, size, _DEVICE, default_stream)
+
+    def ask(address: int, size: int) -> None:
+        if function(address, size, _DEVICE, default_stream) == _INVALID_CONTEXT:
+            context = ctypes.c_void_p()
+            library.cuDevicePrimaryCtxRetain(ctypes.byref(context), _DEVICE)  # the one that MLX uses, too
+            library.cuCtxSetCurrent(context)
+            function(address, size, _DEVICE, default_stream)
+
+    return ask

@@ -230,11 +230,13 @@ def test_no_sum_without_the_part_of_a_rank_that_is_gone(tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
 
 
-@pytest.mark.parametrize("task", ["reading", "frozen"])
+@pytest.mark.parametrize("task", ["reading", "sharing"])
 def test_the_ranks_of_a_host_read_the_weights_once(model_folder: Path, tmp_path: Path, task: str) -> None:
     (tmp_path / "model").symlink_to(model_folder)
     status, output, errors = ranks(tmp_path, task)
-    assert (status, output) == (0, "rank 0 speaks all through"), errors
+    assert status == 0, errors
+    assert output.startswith("rank 0 speaks")
+    assert output.endswith("all through")
 
 
 def test_machines_without_a_common_disk_train_to_the_same_adapter(

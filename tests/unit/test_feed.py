@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
+from train_params import train_params
 
+from sqlora.distributed.group import Group
+from sqlora.plan.work import Size, work_of
+from sqlora.tokenizer import Encoded
+from sqlora.train.buckets import choose_lengths
 from sqlora.train.feed import Feed, steps_together
+from sqlora.train.gather import Gatherer
 from sqlora.train.loss import Batch
+from sqlora.train.validation import Data
 
 
 def batch_of(step: int) -> Batch:
@@ -27,8 +37,9 @@ def test_each_step_is_gathered_once_and_arrives_as_it_was(
         gathered.append(step)
         return [batch_of(step)] * (step % 3), [step, step + 1]
 
-    feed = Feed(gather, 40, 10_000_000)
-    assert steps_together(10_000_000) == 12
+    step_bytes = 10_000_000 if cuda else 2_500_000
+    assert steps_together(step_bytes, cuda=cuda) == 12
+    feed = Feed(gather, 40, step_bytes)
     if begun:
         feed.begin(14)
         feed._background.submit(lambda: None).result()
@@ -53,6 +64,46 @@ def test_nothing_is_gathered_behind_the_last_step() -> None:
     Feed(gather, 40, 10_000_000).begin(40)
 
 
-@pytest.mark.parametrize(("step_bytes", "steps"), [(1, 16), (8_000_000, 16), (8_000_001, 15), (200_000_000, 1)])
+@pytest.mark.parametrize(("step_bytes", "steps"), [(0, 16), (8_000_000, 16), (8_000_001, 15), (200_000_000, 1)])
 def test_so_many_steps_come_together(step_bytes: int, steps: int) -> None:
-    assert steps_together(step_bytes) == steps
+    assert steps_together(step_bytes, cuda=True) == steps
+    assert steps_together(-(-step_bytes // 4), cuda=False) == steps
+
+
+def test_on_cuda_the_bytes_are_made_where_the_device_can_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+    monkeypatch.setattr("sqlora.train.feed.has_cuda", lambda: True)
+    monkeypatch.setattr("sqlora.train.feed.prefetch", sent.extend)
+    monkeypatch.setattr("sqlora.train.feed.mx.array", lambda *_: pytest.fail("this holds Python's lock"))
+    feed = Feed(lambda step: ([batch_of(step)], [step]), 2, 1)
+    feed.begin(0)
+    feed._background.submit(lambda: None).result()
+    assert len(sent) == 1
+    assert sent[0].nbytes > 2 * batch_of(0).inputs.nbytes
+
+
+class Rank(Group):
+    """The first of several ranks."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+
+@pytest.mark.parametrize("few_shapes", [False, True])
+@pytest.mark.parametrize(("batch", "accumulation", "ranks"), [(4, 1, 1), (4, 3, 1), (4, 3, 2), (4, 5, 4), (2, 1, 4)])
+def test_the_plan_counts_what_is_sent(batch: int, accumulation: int, ranks: int, few_shapes: bool) -> None:
+    rng = np.random.default_rng(0)
+    examples = [Encoded(tuple(rng.integers(3, 90, length).tolist()), 3) for length in rng.integers(9, 40, 60)]
+    lengths = [len(example.tokens) - 1 for example in examples]
+    params = dataclasses.replace(train_params(batch_size=batch, iterations=20), gradient_accumulation=accumulation)
+    data = Data(
+        examples, lambda chosen, length: np.zeros((len(chosen), length), dtype=np.int32), choose_lengths(lengths), 4
+    )
+    gather = Gatherer(data, params, Rank(ranks), few_shapes=few_shapes)
+    sizes = [Size(length, length - 2) for length in lengths]
+    work = work_of(sizes, sizes[:5], params, ranks=ranks, compiled=few_shapes)
+    sent = [sum(math.prod(one.inputs.shape) for one in gather(step)[0]) for step in range(20)]
+    assert work.step_tokens == np.mean(sent)
+    assert gather.step_bytes == int(work.even_tokens * 4)
+    assert work.even_tokens == pytest.approx(np.mean(sent), rel=0.25)

@@ -523,7 +523,7 @@ def test_a_query_that_finds_nothing_does_not_pass(tmp_path: Path) -> None:
         (500, 4, 8),
     ],
 )
-def test_two_and_four_ranks_get_as_many_blocks_each(questions: int, candidates: int, blocks: int) -> None:
+def test_many_blocks_can_be_shared_by_two_and_four_ranks(questions: int, candidates: int, blocks: int) -> None:
     settings = replace(params(32, 60), execution_guided=candidates)
     assert blocks_of(questions, settings) == blocks
 

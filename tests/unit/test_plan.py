@@ -194,7 +194,17 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     frozen = config["num_hidden_layers"] - adapter.layers if params.states_gb else 0
     params = dataclasses.replace(params, iterations=1)  # one step's inputs are transferred, as below
     load, everything = Load(rows, length, counted), Load(rows, length, rows * length)
-    work = Work((load,), (everything,), *[rows * length] * 4, 0, ((length, rows),))
+    tokens = rows * length
+    work = Work(
+        train=(load,),
+        valid=(everything,),
+        mean_tokens=tokens,
+        step_tokens=tokens,
+        even_tokens=tokens,
+        valid_tokens=tokens,
+        state_tokens=0,
+        states=((length, rows),),
+    )
     prediction = predict(shape_of(config), adapter, params, work, device="cpu")
     expected = max(sum(prediction.phases[phase].values()) for phase in ("training", "validation"))
     model = model_of(config)
@@ -271,7 +281,9 @@ def test_what_a_cuda_device_has_beside_a_macs() -> None:
     lora = dataclasses.replace(LORA, layers=16, targets=("q_proj", "v_proj", "down_proj"))
     work = work_of(sizes, assumed_sizes(100), TRAIN, compiled=True)
     cuda, metal = (predict(shape, lora, TRAIN, work, device=device).phases["training"] for device in ("cuda", "metal"))
-    assert cuda["inputs of the next steps"] == 2 * metal["inputs of the next steps"]
+    step = int(work.step_tokens * 4096 * 2)
+    assert cuda["inputs of the next steps"] == 2 * 16 * step, "of the steps behind them as well"
+    assert metal["inputs of the next steps"] == 32_000_000 // int(work.even_tokens * 4096 * 2) * step
     assert cuda["inputs of validations"] == work.valid_tokens * 4096 * 2
     factors = 16 * (16 * (4096 + 6144) + 8 * (14336 + 4096))  # q and v are two of rank 8 with k's columns between them
     assert cuda["places in the adapter"] == 4 * (factors + adapter_size(shape, lora))
@@ -375,6 +387,10 @@ def test_force_trains_all_the_same_and_mlx_is_held_to_the_prediction(monkeypatch
     found = expect(mistral(), encoded(50), encoded(10), LORA, dataclasses.replace(TRAIN, force=True))
     assert found.peak > 1e9
     assert mx.set_memory_limit(0) == found.limit
+    give(monkeypatch, (found.peak + 1) / 1e9)
+    assert found.limit > found.peak + 1
+    expect(mistral(), encoded(50), encoded(10), LORA, TRAIN)
+    assert mx.set_memory_limit(0) == pytest.approx(found.peak, abs=2), "what there is"
 
 
 def test_force_goes_on_from_the_same_checkpoints(

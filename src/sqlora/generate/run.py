@@ -31,8 +31,9 @@ from sqlora.tokenizer import Tokenizer
 from sqlora.wikisql.form import AGGREGATES, Schema
 
 # A block is computed as a whole, by one rank and from its beginning, so that the answers are the same bits however many
-# ranks there are and wherever a run was killed. It ends with batches that are not full, so there are to be few blocks:
-# of so many batches; but as many for each of so many ranks, if every block has work for one batch and a half.
+# ranks there are and wherever a run was killed. It ends with batches that are not full, so there are to be few: of at
+# most _BLOCK batches each. Where one does not do they become a multiple of _SHARED, so that two and four ranks get as
+# many each; so many are made of few questions, too, as far as each has a batch and a half.
 _BLOCK, _SHARED = 8, 4
 
 

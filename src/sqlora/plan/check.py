@@ -41,8 +41,10 @@ def expect(
     work = work_of(*sizes, params, ranks=group.size, compiled=machine.device != "cpu")
     prediction = predict(shape, lora, params, work, device=machine.device, outside=outside)
     if not params.force and prediction.peak > machine.memory:
-        raise _refusal(shape, lora, params, sizes, machine, prediction)
-    mx.set_memory_limit(prediction.limit)
+        raise _refusal(shape, lora, params, sizes, machine, prediction, group.size)
+    # The limit is a little above the predicted peak; where that is more than there is, MLX waits earlier.
+    fits = prediction.peak <= machine.memory
+    mx.set_memory_limit(min(prediction.limit, machine.memory) if fits else prediction.limit)
     return prediction
 
 
@@ -76,13 +78,14 @@ def _refusal(
     sizes: tuple[list[Size], list[Size]],
     machine: Machine,
     prediction: Prediction,
+    ranks: int,
 ) -> SqloraError:
     fitting = None
     works: dict[tuple[int, int], Work] = {}
     for other, changed in smaller(lora, params):
         kind = changed.batch_size, changed.gradient_accumulation
         if kind not in works:
-            works[kind] = work_of(*sizes, changed, compiled=machine.device != "cpu")
+            works[kind] = work_of(*sizes, changed, ranks=ranks, compiled=machine.device != "cpu")
         found = predict(shape, other, changed, works[kind], device=machine.device, outside=prediction.outside)
         if found.peak <= machine.memory:
             fitting = _changes(lora, params, other, changed) + f" ({found.peak / 1e9:.2f} GB)"

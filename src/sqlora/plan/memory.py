@@ -42,7 +42,7 @@ def predict(
     """
     frozen = shape.layers - lora.layers if params.states_gb else 0
     token = shape.hidden * shape.itemsize if frozen else 4  # bytes of what goes in
-    transferred = _transferred(params, work, token)
+    transferred = _transferred(params, work, token, device)
     checked = min(TRANSFER_BYTES, work.valid_tokens * token)
     # A CUDA device has those of the steps behind them as well, and keeps a validation's.
     ahead = 2 if device == "cuda" else 1
@@ -67,9 +67,9 @@ def adapter_size(shape: Shape, lora: LoraParams) -> int:
     return sum_adapter(shape.projections, lora.adapter, lora.layers, lora.rank, lora.targets)
 
 
-def _transferred(params: TrainParams, work: Work, token: int) -> int:
+def _transferred(params: TrainParams, work: Work, token: int, device: str) -> int:
     """Bytes of the steps' inputs that are transferred at once; token: of one token's."""
-    together = steps_together(int(work.real_tokens * token))
+    together = steps_together(int(work.even_tokens * token), cuda=device == "cuda")
     return int(work.step_tokens * token) * min(together, params.iterations)
 
 

@@ -18,7 +18,7 @@ from sqlora.train.buckets import (
     used_examples,
     validation_batches,
 )
-from sqlora.train.division import divide, most_rows
+from sqlora.train.division import divide, most_rows, rows_of_step
 from sqlora.train.loss import most_counted
 
 _MOST_STEPS = 20_000  # of a longer run the rest has the same kinds of batches
@@ -50,18 +50,20 @@ class Load:
 
 @dataclass(frozen=True)
 class Work:
-    """train, valid: the distinct batches of both; mean_tokens: of a training batch, padded; step_tokens: of a rank's
-    step, padded; real_tokens: the same without padding.
+    """train, valid: the distinct batches of both; mean_tokens: of a training batch, padded.
 
-    state_tokens: of all examples whose frozen states are wanted; lengths: of the batches that compute these, with
-    how many examples each has.
+    step_tokens: what the first rank's inputs of a step have, all that fills up their shape included; even_tokens: what
+    they would have if all examples were as long as they are on average; valid_tokens: of all batches of a validation.
+
+    state_tokens: of all examples whose frozen states are wanted; states: lengths of the batches that compute these,
+    each with how many examples it has.
     """
 
     train: tuple[Load, ...]
     valid: tuple[Load, ...]
     mean_tokens: float
     step_tokens: float
-    real_tokens: float
+    even_tokens: float
     valid_tokens: int
     state_tokens: int
     states: tuple[tuple[int, int], ...]
@@ -94,7 +96,7 @@ def work_of(
     buckets, accumulation = choose_lengths(lengths), params.gradient_accumulation
     rows = most_rows(params.batch_size, accumulation, ranks)
     filled = most_counted(list(zip(lengths, counts, strict=True)), buckets, rows) if compiled else {}
-    loads, tokens, batches = set(), 0, 0
+    loads, tokens, batches, sent = set(), 0, 0, 0
     epochs: dict[int, list[list[int]]] = {}
     per_epoch = -(-len(lengths) // params.batch_size)
     taken = min(params.iterations, _MOST_STEPS // accumulation + 1)
@@ -108,6 +110,7 @@ def work_of(
         for chosen, length in divide(parts, lengths, buckets, params.batch_size, 0, ranks):
             counted = sum(counts[index] for index in chosen)
             loads.add(Load(rows if compiled else len(chosen), length, filled.get(length, counted)))
+            sent += (rows if compiled else len(chosen)) * length
             tokens += len(chosen) * length
             batches += 1
     checks = [
@@ -130,8 +133,8 @@ def work_of(
         train=tuple(sorted(loads)),
         valid=tuple(sorted(set(checks))),
         mean_tokens=tokens / batches,
-        step_tokens=tokens / taken,
-        real_tokens=accumulation * params.batch_size * sum(lengths) / len(lengths) / ranks,
+        step_tokens=sent / taken,
+        even_tokens=rows_of_step(params.batch_size, accumulation, ranks, filled=compiled) * sum(lengths) / len(lengths),
         valid_tokens=sum(load.rows * load.length for load in checks),
         state_tokens=sum(wanted),
         states=tuple((length, padded.count(length)) for length in sorted(set(padded))),

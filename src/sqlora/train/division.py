@@ -47,6 +47,14 @@ def most_rows(batch_size: int, accumulation: int, size: int) -> int:
     return max(-(-rows // -(-rows // batch_size)) for rows in range(1, mine + 1))
 
 
+def rows_of_step(batch_size: int, accumulation: int, size: int, *, filled: bool) -> int:
+    """The rows that a whole step of the first rank has; with those that fill up its batches' shape, if `filled`."""
+    mine = -(-batch_size * accumulation // size)
+    if size == 1 or not filled:
+        return mine
+    return -(-mine // batch_size) * most_rows(batch_size, accumulation, size)
+
+
 def used_by(
     ranks: Iterable[int],
     size: int,

@@ -21,7 +21,8 @@ from sqlora.prefetch import prefetch
 from sqlora.runtime import has_cuda
 from sqlora.train.loss import Batch
 
-_TRANSFER_BYTES = 128_000_000
+# At once; memory that costs a device nothing to fill is not worth more.
+_TRANSFER_BYTES, _CUDA_TRANSFER_BYTES = 32_000_000, 128_000_000
 _MOST_STEPS = 16
 _ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
 _TYPES = {
@@ -62,9 +63,10 @@ class StepData:
     chosen: list[int]
 
 
-def steps_together(step_bytes: int) -> int:
+def steps_together(step_bytes: int, *, cuda: bool) -> int:
     """How many steps of about that size are transferred at once."""
-    return min(_MOST_STEPS, max(1, _TRANSFER_BYTES // step_bytes))
+    most = _CUDA_TRANSFER_BYTES if cuda else _TRANSFER_BYTES
+    return min(_MOST_STEPS, max(1, most // max(1, step_bytes)))
 
 
 Gather = Callable[[int], tuple[list[Batch], list[int]]]
@@ -81,11 +83,10 @@ class Feed:
 
     def __init__(self, gather: Gather, steps: int, step_bytes: int) -> None:
         self._gather, self._steps = gather, steps
-        self._together = steps_together(step_bytes)
+        self._together = steps_together(step_bytes, cuda=has_cuda())
         self._background = ThreadPoolExecutor(max_workers=1)
         self._next: tuple[int, Future[_Packed]] | None = None
         self._ready: tuple[int, list[StepData]] = (-1, [])
-        self._early = has_cuda()  # elsewhere it would take memory and save no time
 
     def begin(self, step: int) -> None:
         """Begin to gather the data of this step and those behind it."""
@@ -107,8 +108,7 @@ class Feed:
         return number, self._background.submit(self._prepare, steps)
 
     def _prepare(self, steps: range) -> _Packed:
-        packed = _pack([self._gather(step) for step in steps])
-        return _send(packed) if self._early else packed
+        return _pack([self._gather(step) for step in steps])
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
                 places.append(_Place(start, end, array.shape, array.dtype.name))
             entries.append((places[first:], batch.counted))
         packed.append((entries, chosen))
+    # Where the device shares the host's memory anyhow, a copy made this early would save no time.
     buffer, filled = _shared(end) if has_cuda() else (None, np.zeros(end, dtype=np.uint8))
     for array, place in zip(arrays, places, strict=True):
         filled[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlora.distributed.group import Group
 from sqlora.params.train import TrainParams
 from sqlora.train.buckets import batch_indices
-from sqlora.train.division import divide, most_rows
+from sqlora.train.division import divide, most_rows, rows_of_step
 from sqlora.train.loss import Batch, counted_from, make_batch, most_counted
 from sqlora.train.validation import Data
 
@@ -29,9 +29,9 @@ class Gatherer:
 
     @property
     def step_bytes(self) -> int:
-        """About what this rank's inputs of a step take, without padding."""
-        params = self._params
-        rows = params.gradient_accumulation * params.batch_size / self._group.size
+        """About what a rank's inputs of a step take, as if all examples were as long as they are on average."""
+        count, size = self._params.gradient_accumulation, self._params.batch_size
+        rows = rows_of_step(size, count, self._group.size, filled=bool(self._rows))
         return int(rows * sum(self._lengths) / len(self._lengths) * self._data.token_bytes)
 
     def __call__(self, step: int) -> tuple[list[Batch], list[int]]:

@@ -27,7 +27,7 @@ from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
 from sqlora.train.states import FORMAT, ROOT, StateStore, key_of, make_room
-from sqlora.train.upper import fill_store, readers, state_dtype
+from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
@@ -102,13 +102,9 @@ def prepare_inputs(
         _make_room(ROOT / name, sum(distinct.values()) * row, missing, params.states_gb)
     group.barrier()
     computed = fill_together(
-        store,
-        wanted,
-        lengths,
-        group,
-        lambda share: fill_store(store, model, frozen, share, lengths, stop, readers(group)),
+        store, wanted, lengths, group, lambda share: fill_store(store, model, frozen, share, lengths, stop)
     )
-    reused = len(distinct) - computed
+    reused = max(0, len(distinct) - computed)  # ranks whose disk is not shared after all compute some of them twice
     size = sum(distinct.values()) * row
     print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
 

@@ -32,7 +32,7 @@ from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
 from sqlora.train.states import key_of
 from sqlora.train.step import Stepper, compiles
-from sqlora.train.upper import Upper, readers
+from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
 _ENGINE = 5  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
@@ -120,7 +120,10 @@ def train_adapter(
             frozen_seconds = perf_counter() - started
             upper = Upper(base, frozen)
             upper.freeze()
-            upper.load(readers(group))
+            # GPUs of one host read its files once: filling memory that they share takes longer than their messages. The
+            # ranks have to agree, for a disk may show one of them the others' files late.
+            shares = all(group.each(has_cuda() and len(group.disk) == group.size))
+            upper.load(group if shares else ALONE)
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())

@@ -17,7 +17,6 @@ from sqlora.llama import supports
 from sqlora.model import load_lazily
 from sqlora.prefetch import ask_for, places_of
 from sqlora.progress import progress
-from sqlora.runtime import has_cuda
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layer import Layer
@@ -60,9 +59,13 @@ class Upper(nn.Module):
             parts.append(self.model.lm_head)
         if not self.frozen or "lm_head" not in self.model:
             parts.append(self.model.model.embed_tokens)
-        _begin(parts, group)
-        for number in range(len(parts)):
-            _have(parts, number, group)
+        mx.async_eval([part.parameters() for part in parts[group.rank : group.rank + 1]])
+        for number, part in enumerate(parts):
+            reader, following = number % group.size, number + group.size
+            if reader == group.rank:
+                _read(part, parts[following : following + 1])
+            if group.size > 1:
+                _exchange(part, reader, group)
 
     def states(self, inputs: mx.array) -> mx.array:
         """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last layer's output."""
@@ -91,7 +94,6 @@ def fill_store(
     examples: Sequence[Sequence[int]],
     buckets: Sequence[int],
     stop: Callable[[], bool] = lambda: False,
-    group: Group = ALONE,
 ) -> int:
     """Run the frozen layers over the examples that the store lacks; returns how many these were.
 
@@ -103,35 +105,29 @@ def fill_store(
         folder: of the converted model.
         examples: what goes into the model, without the last token.
         buckets: lengths to which batches are padded.
-        stop: asked before each batch; before each layer if there are several ranks, which then all end.
-        group: `readers`, each with examples and a store of its own, which go from layer to layer together.
+        stop: asked before each batch.
 
     Raises:
         Interrupted: `stop` said so; what earlier waves gave is stored.
     """
     missing = list({key_of(tokens): tuple(tokens) for tokens in examples if key_of(tokens) not in store}.items())
-    missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
-    waves = list(_waves(missing, buckets))
-    rounds = int(max(group.each(len(waves))))
-    if not rounds:
+    if not missing:
         return 0
-    with progress("frozen layers", total=len(missing) * frozen, unit="example-layer") as bar:
-        for number in range(rounds):
-            wave = waves[number] if number < len(waves) else []  # who is through still reads for the others
+    missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
+    total = len(missing) * frozen
+    with progress("frozen layers", total=total, unit="example-layer") as bar:
+        for wave in _waves(missing, buckets):
             batches = list(_batches(wave, buckets))
             model, _ = load_lazily(folder)
-            layers, args = model.model.layers[:frozen], model.args
             states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
-            del model
-            _begin(layers, group)
             mx.eval(states)
-            for index, layer in enumerate(layers):
-                if any(group.each(stop())):
-                    raise Interrupted
-                _have(layers, index, group)
-                layers[index] = None
-                _through(layer, args, states, stop if group.size == 1 else lambda: False)
-                del layer  # its weights go when it is through
+            layers, args = model.model.layers, model.args
+            del model
+            for index in range(frozen):
+                layer, layers[index] = layers[index], None  # its weights go when the layer is through
+                _read(layer, layers[index + 1 : min(index + 2, frozen)])
+                _through(layer, args, states, stop)
+                del layer
                 bar.update(len(wave))
             store.add(
                 (key, rows[row, : len(tokens)])
@@ -144,28 +140,6 @@ def fill_store(
     return len(missing)
 
 
-def readers(group: Group) -> Group:
-    """The ranks that read weights together: all, if they have CUDA devices and files in common, or each by itself.
-
-    To fill memory that a GPU shares takes longer than to get it from another GPU of the host.
-    """
-    return group if has_cuda() and len(group.disk) == group.size else ALONE
-
-
-def _begin(modules: Sequence[nn.Module], group: Group) -> None:
-    """Begin to read the first module that is this rank's to read."""
-    mx.async_eval([one.parameters() for one in modules[group.rank : group.rank + 1]])
-
-
-def _have(modules: Sequence[nn.Module], number: int, group: Group) -> None:
-    """Have a module's weights in memory, which one rank reads for all; it begins to read its next one."""
-    reader, following = number % group.size, number + group.size
-    if reader == group.rank:
-        _read(modules[number], modules[following : following + 1])
-    if group.size > 1:
-        _exchange(modules[number], reader, group)
-
-
 def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
     """Have a module's weights in memory, and begin to read those of the next one."""
     mx.eval(module.parameters())
@@ -176,11 +150,10 @@ def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
 
 def _exchange(module: nn.Module, reader: int, group: Group) -> None:
     """Give every rank the weights that one of them has read."""
-    weights = cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
-    for number, (name, array) in enumerate(weights):
-        weights[number] = name, group.from_rank(reader, array)
-        mx.eval(weights[number][1])  # one after the other, for each takes memory twice
-    module.update(tree_unflatten(weights))
+    for name in [name for name, _ in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))]:
+        received = group.from_rank(reader, dict(tree_flatten(module.parameters()))[name])
+        mx.eval(received)  # one after the other, for each takes memory twice until the next line
+        module.update(tree_unflatten([(name, received)]))
 
 
 def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
@@ -231,8 +204,7 @@ def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
             wave, tokens = [], 0
         wave.append(item)
         tokens += length
-    if wave:
-        yield wave
+    yield wave
 
 
 def _batches(wave: list[Item], buckets: Sequence[int]) -> Iterator[tuple[list[Item], NDArray[np.int32]]]:
