@@ -34,7 +34,7 @@ from sqlora.train import checkpoint
 from sqlora.train.buckets import batch_indices
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Engine
-from sqlora.train.feed import transfer
+from sqlora.train.feed import Feed, transfer
 from sqlora.train.fused import FusedLayer
 from sqlora.train.gradients import Automatic, Written
 from sqlora.train.inputs import lengths_of
@@ -530,6 +530,17 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     for user in ("run", "feed", "validation"):
         monkeypatch.setattr(f"sqlora.train.{user}.has_cuda", lambda: True)
     return found
+
+
+def test_inputs_are_gathered_while_the_first_validation_goes_on(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    begin, losses = Feed.begin, Validator.losses
+    monkeypatch.setattr(Feed, "begin", lambda self, step: (events.append(step), begin(self, step))[1])
+    monkeypatch.setattr(Validator, "losses", lambda self, *one: (events.append("validation"), losses(self, *one))[1])
+    run(model_folder, iterations=4, validate_every=2)
+    assert events == [0, "validation", "validation", "validation"]
 
 
 def test_compiled_dropout_follows_seed_and_step(
