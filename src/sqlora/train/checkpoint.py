@@ -7,12 +7,17 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sqlora.mlx import mx, tree_flatten
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
@@ -21,6 +26,10 @@ from sqlora.train.interruption import Interrupted
 ROOT = Path(".sqlora/train")
 KEPT = 3
 _MANIFEST = "manifest.json"
+_PARTS = ("adapter", "optimizer", "best")
+
+HostArrays = dict[str, NDArray[Any]]
+"""Flat name -> array."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +51,8 @@ def fingerprint(inputs: dict[str, Any]) -> str:
 class Saver:
     """Writes a run's checkpoints into its folder and drops all but the last three.
 
-    Each is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last. From the
-    hashes on that happens while the caller goes on. The end of the `with` statement waits for the last one.
+    Each is written beside, brought to the disk and renamed; the manifest with the files' hashes comes last. All that
+    happens while the caller goes on. The end of the `with` statement waits for the last one.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,17 +77,12 @@ class Saver:
         """Begin to save; `wait` ends it, as the next save does.
 
         Raises:
-            SqloraError: this one or the one before cannot be written; those before it stay as they are.
+            SqloraError: the one before cannot be written; those before it stay as they are.
         """
         self.wait()
-        target = self._folder / f"step-{checkpoint.step:08d}"
-        partial = self._folder / f".partial-{target.name}"
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            _write(partial, checkpoint)
-        except (OSError, RuntimeError) as error:  # the second is MLX's
-            raise self._failure(target, partial, error) from None
-        self._under_way = self._background.submit(self._publish, target, partial)
+        arrays = _on_host({name: getattr(checkpoint, name) for name in _PARTS})
+        record = json.dumps({"step": checkpoint.step, **checkpoint.record})  # now: the caller goes on changing it
+        self._under_way = self._background.submit(self._publish, checkpoint.step, arrays, record)
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk.
@@ -90,8 +94,12 @@ class Saver:
         if under_way:
             under_way.result()
 
-    def _publish(self, target: Path, partial: Path) -> None:
+    def _publish(self, step: int, arrays: Mapping[str, HostArrays], record: str) -> None:
+        target = self._folder / f"step-{step:08d}"
+        partial = self._folder / f".partial-{target.name}"
+        shutil.rmtree(partial, ignore_errors=True)
         try:
+            _write(partial, arrays, record)
             _seal(partial)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
@@ -144,7 +152,7 @@ def load_together(folder: Path, group: Group) -> Checkpoint | None:
     record: dict[str, Any] | None = group.first({"step": mine.step} | mine.record if mine else None)
     if record is None:
         return None
-    parts = [group.first_arrays(getattr(mine, name) if mine else {}) for name in ("adapter", "optimizer", "best")]
+    parts = [group.first_arrays(getattr(mine, name) if mine else {}) for name in _PARTS]
     return Checkpoint(record.pop("step"), parts[0], parts[1], parts[2], record)
 
 
@@ -153,13 +161,30 @@ def steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def _write(partial: Path, checkpoint: Checkpoint) -> None:
+def _on_host(parts: Mapping[str, Mapping[str, mx.array]]) -> dict[str, HostArrays]:
+    """The arrays of all parts as NumPy's, those of a type in one piece: for each piece a GPU and its host stop."""
+    by_type: dict[mx.Dtype, list[tuple[str, str, mx.array]]] = {}
+    for part, arrays in parts.items():
+        for name, array in arrays.items():
+            by_type.setdefault(array.dtype, []).append((part, name, array))
+    found: dict[str, HostArrays] = {part: {} for part in parts}
+    for entries in by_type.values():
+        whole = mx.concatenate([array.reshape(-1) for _, _, array in entries])
+        mx.eval(whole)
+        pieces = np.split(np.asarray(whole), np.cumsum([array.size for _, _, array in entries])[:-1])
+        for (part, name, array), piece in zip(entries, pieces, strict=True):
+            found[part][name] = piece.reshape(array.shape)
+    return found
+
+
+def _write(partial: Path, arrays: Mapping[str, HostArrays], record: str) -> None:
     """A checkpoint in a new folder, but for its manifest."""
     partial.mkdir(parents=True)
-    for name in ("adapter", "optimizer", "best"):
-        arrays: dict[str, mx.array] = getattr(checkpoint, name)
-        mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1)})
-    (partial / "record.json").write_text(json.dumps({"step": checkpoint.step, **checkpoint.record}))
+    for name, part in arrays.items():
+        # NumPy copies without Python's lock, which `save` holds; and what a GPU computed comes over page by page.
+        copied = {key: array.copy() for key, array in part.items()}
+        (partial / f"{name}.safetensors").write_bytes(save(copied or {"empty": np.zeros(1, dtype=np.float32)}))
+    (partial / "record.json").write_text(record)
 
 
 def _seal(partial: Path) -> None:
@@ -186,7 +211,7 @@ def _problem(path: Path) -> str | None:
 def _read(path: Path) -> Checkpoint:
     record = json.loads((path / "record.json").read_text())
     arrays = {}
-    for name in ("adapter", "optimizer", "best"):
+    for name in _PARTS:
         loaded = mx.load(str(path / f"{name}.safetensors"))
         assert isinstance(loaded, dict)
         arrays[name] = {key: value for key, value in loaded.items() if key != "empty"}
