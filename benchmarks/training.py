@@ -6,7 +6,7 @@
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
-PEFT's late_step_ms is the mean of the second half of its steps, behind the warm-up, by the host's clock.
+late_step_ms is the mean of the second half of the steps, behind the warm-up, by the host's clock, without validations.
 With --cold each run on a GPU begins without compiled kernels. Tokens are the examples' own, without padding. Rank 8 on
 q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
 
@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,7 @@ def ours(
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
     from sqlora.train.data import read_config
+    from sqlora.train.report import Report
     from sqlora.train.run import train_adapter
 
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
@@ -168,8 +170,13 @@ def ours(
     with joined() as group:
         group.barrier()
         expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit
+        seen: list[tuple[int, bool, float]] = []
+
+        def noted(report: Report) -> None:
+            seen.append((report.iteration, report.valid_loss_all is None, time.perf_counter()))
+
         started = time.perf_counter()
-        trained = train_adapter(model, train, valid, lora, params, report=lambda _: None, group=group)
+        trained = train_adapter(model, train, valid, lora, params, report=noted, group=group)
         seconds = time.perf_counter() - started
         if group.rank:
             return {}
@@ -185,11 +192,25 @@ def ours(
         "peak_gb": max(trained.peaks),
         "frozen_seconds": trained.frozen_seconds,
         "step_seconds": trained.train_seconds,
+        "late_step_ms": late_step_ms(seen, iterations),
         "validation_seconds": trained.validation_seconds,
         "valid_loss": trained.reports[-1].valid_loss_all or 0.0,
         "tflop_per_second": (once + tokens * above) / seconds / 1e12,
         "tflop_per_second_of_steps": tokens * above / trained.train_seconds / 1e12,
     }
+
+
+def late_step_ms(reports: Sequence[tuple[int, bool, float]], iterations: int) -> float:
+    """Of ours: from one report to the next where both are of training alone, in the second half of the run.
+
+    Args:
+        reports: iteration, whether it is of training alone, and when it came.
+    """
+    taken, seconds = 0, 0.0
+    for (before, plain, at), (after, plain_too, then) in pairwise(reports):
+        if plain and plain_too and before >= iterations // 2:
+            taken, seconds = taken + after - before, seconds + then - at
+    return 1000 * seconds / taken if taken else float("nan")
 
 
 def matmul_flop(config: Mapping[str, Any], layers: int) -> tuple[float, float]:
