@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import resource
 import shutil
 import threading
 import time
@@ -846,12 +847,14 @@ def test_a_full_disk_while_a_checkpoint_is_saved(
     assert len(steps) == 4
 
 
+@pytest.mark.parametrize("piece", [4, 2**28])
 def test_a_checkpoint_comes_back_bit_by_bit_whatever_its_owner_does_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    going_on = threading.Event()
+    going_on, waited = threading.Event(), []
     write = checkpoint._write
-    monkeypatch.setattr(checkpoint, "_write", lambda *what: (going_on.wait(), write(*what)))
+    monkeypatch.setattr(checkpoint, "_PIECE", piece)
+    monkeypatch.setattr(checkpoint, "_write", lambda *what: (waited.append(going_on.wait(20)), write(*what)))
     bits = np.array([0, 1 << 31, 0x7FC00001, 0x3F800000, 1, 7], dtype=np.uint32)
     adapter = {"a": mx.array(bits).view(mx.float32).reshape(2, 3), "b": mx.arange(3, dtype=mx.float32)[:, None]}
     optimizer = {"step": mx.array(2**40 + 1, dtype=mx.uint64), "rate": mx.array(0.5), "m": mx.zeros((0, 4))}
@@ -859,8 +862,10 @@ def test_a_checkpoint_comes_back_bit_by_bit_whatever_its_owner_does_meanwhile(
     saver.save(checkpoint.Checkpoint(3, dict(adapter), optimizer, {}, {"since": losses}))
     losses.append(9.0)
     adapter["b"] += 1
+    optimizer["step"] += 1
     going_on.set()
     saver.wait()
+    assert waited == [True]
     found, warnings = checkpoint.load_latest(tmp_path)
     assert found is not None
     assert (found.step, found.record, found.best, warnings) == (3, {"since": [1.5]}, {}, [])
@@ -895,6 +900,50 @@ def test_a_checkpoint_that_fails_last_is_not_lost_and_hides_no_other_error(
     saver.save(checkpoint.Checkpoint(1, {}, {}, {}, {}))
     saver.__exit__(ValueError)
     assert "warning: " in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint, "_seal", lambda _: [][0])
+    saver = checkpoint.Saver(tmp_path)
+    saver.save(checkpoint.Checkpoint(1, {}, {}, {}, {}))
+    saver.__exit__(ValueError)
+    assert "warning: list index out of range" in capsys.readouterr().err
+    saver = checkpoint.Saver(tmp_path)
+    saver.save(checkpoint.Checkpoint(1, {}, {}, {}, {}))
+    with pytest.raises(IndexError):
+        saver.__exit__(None)
+
+
+def test_files_that_the_disk_does_not_take(tmp_path: Path) -> None:
+    saver, limits = checkpoint.Saver(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    saver.save(checkpoint.Checkpoint(1, {"a": mx.ones(3)}, {}, {}, {}))
+    saver.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # of the process, and no other thread writes now
+    try:
+        saver.save(checkpoint.Checkpoint(2, {"a": mx.ones(3)}, {"m": mx.ones(1000)}, {}, {}))
+        with pytest.raises(SqloraError, match=r"step-00000002: .* cannot be written.*step-00000001, the checkpoint"):
+            saver.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+
+
+def test_a_folder_that_is_gone_is_an_error_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_seal", lambda _: shutil.rmtree(tmp_path / "run"))
+    saver = checkpoint.Saver(tmp_path / "run")
+    saver.save(checkpoint.Checkpoint(1, {}, {}, {}, {}))
+    with pytest.raises(SqloraError, match=r"step-00000001: .*cannot be written.* GB free"):
+        saver.wait()
+
+
+def test_what_a_killed_run_left_of_a_checkpoint_is_in_nobodys_way(tmp_path: Path) -> None:
+    partial = tmp_path / ".partial-step-00000001"
+    partial.mkdir()
+    (partial / "adapter.safetensors").mkdir()
+    for value in (1.0, 2.0):
+        with checkpoint.Saver(tmp_path) as saver:
+            saver.save(checkpoint.Checkpoint(1, {"a": mx.array([value])}, {}, {}, {"value": value}))
+        found, _ = checkpoint.load_latest(tmp_path)
+        assert found is not None
+        assert (found.adapter["a"].tolist(), found.record) == ([value], {"value": value})
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
 
 
 def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

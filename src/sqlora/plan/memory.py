@@ -87,6 +87,8 @@ def _always(shape: Shape, lora: LoraParams, frozen: int, device: str) -> Arrays:
         + shape.hidden * shape.itemsize,
         # The vector, its scales, two moments of Adam, the start values that mlx-lm's layers hold, and the best so far.
         "adapter and optimizer": 6 * adapter,
+        # Its arrays in one piece, until they are written: vector, moments and the best.
+        "a checkpoint on its way": 4 * adapter,
         "places in the adapter": _places(shape, lora) if _fused(shape, lora, device) else 0,
     }
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,6 @@ from typing import Any
 from sqlora.mlx import mx, tree_flatten
 
 import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import save
 
 from sqlora.distributed.group import Group
 from sqlora.errors import SqloraError
@@ -27,9 +25,11 @@ ROOT = Path(".sqlora/train")
 KEPT = 3
 _MANIFEST = "manifest.json"
 _PARTS = ("adapter", "optimizer", "best")
-
-HostArrays = dict[str, NDArray[Any]]
-"""Flat name -> array."""
+Parts = dict[str, dict[str, mx.array]]
+"""Of a checkpoint: part -> flat name -> array."""
+Entry = tuple[str, str, mx.array]
+"""Part, name and array."""
+_PIECE = 2**28  # numbers of one transfer, at most: MLX counts an array's with 31 bits
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Saver:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self.wait()
-        except SqloraError as failure:
+        except Exception as failure:
             if kind in (None, Interrupted):
                 raise
             print(f"warning: {failure}", file=sys.stderr)  # beside the error that ends the run
@@ -80,9 +80,9 @@ class Saver:
             SqloraError: the one before cannot be written; those before it stay as they are.
         """
         self.wait()
-        arrays = _on_host({name: getattr(checkpoint, name) for name in _PARTS})
+        parts = _on_host({name: getattr(checkpoint, name) for name in _PARTS})
         record = json.dumps({"step": checkpoint.step, **checkpoint.record})  # now: the caller goes on changing it
-        self._under_way = self._background.submit(self._publish, checkpoint.step, arrays, record)
+        self._under_way = self._background.submit(self._publish, checkpoint.step, parts, record)
 
     def wait(self) -> None:
         """Until the last checkpoint is on the disk.
@@ -94,17 +94,18 @@ class Saver:
         if under_way:
             under_way.result()
 
-    def _publish(self, step: int, arrays: Mapping[str, HostArrays], record: str) -> None:
+    def _publish(self, step: int, parts: Parts, record: str) -> None:
         target = self._folder / f"step-{step:08d}"
         partial = self._folder / f".partial-{target.name}"
         shutil.rmtree(partial, ignore_errors=True)
         try:
-            _write(partial, arrays, record)
+            _write(partial, parts, record)
+            parts.clear()  # their memory is needed no more
             _seal(partial)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(partial, target)
             _sync(self._folder)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the second is MLX's
             raise self._failure(target, partial, error) from None
         for old in steps(self._folder)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)
@@ -113,10 +114,10 @@ class Saver:
         shutil.rmtree(partial, ignore_errors=True)
         before = steps(self._folder)
         good = f"from {before[-1].name}, the checkpoint before" if before else "from the start"
+        there = next(path for path in (self._folder, *self._folder.resolve().parents) if path.is_dir())
         return SqloraError(
             target,
-            found=f"a checkpoint that cannot be written ({error}; "
-            f"{shutil.disk_usage(self._folder).free / 1e9:.1f} GB free)",
+            found=f"a checkpoint that cannot be written ({error}; {shutil.disk_usage(there).free / 1e9:.1f} GB free)",
             expected="room on the disk for it, and a folder that may be written",
             next_step=f"Free some space and run dvc repro again: training goes on {good}.",
         )
@@ -161,29 +162,38 @@ def steps(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
 
 
-def _on_host(parts: Mapping[str, Mapping[str, mx.array]]) -> dict[str, HostArrays]:
-    """The arrays of all parts as NumPy's, those of a type in one piece: for each piece a GPU and its host stop."""
-    by_type: dict[mx.Dtype, list[tuple[str, str, mx.array]]] = {}
-    for part, arrays in parts.items():
-        for name, array in arrays.items():
-            by_type.setdefault(array.dtype, []).append((part, name, array))
-    found: dict[str, HostArrays] = {part: {} for part in parts}
-    for entries in by_type.values():
+def _on_host(parts: Parts) -> Parts:
+    """The same arrays in the host's memory; those of a type come together, because a GPU stops for each transfer."""
+    found: Parts = {part: {} for part in parts}
+    for entries in _pieces([(part, *item) for part, arrays in parts.items() for item in arrays.items()]):
         whole = mx.concatenate([array.reshape(-1) for _, _, array in entries])
         mx.eval(whole)
-        pieces = np.split(np.asarray(whole), np.cumsum([array.size for _, _, array in entries])[:-1])
-        for (part, name, array), piece in zip(entries, pieces, strict=True):
-            found[part][name] = piece.reshape(array.shape)
+        np.asarray(whole.view(mx.uint8, stream=mx.cpu))  # this is what moves them
+        ends = np.cumsum([array.size for _, _, array in entries])[:-1].tolist()
+        for (part, name, array), one in zip(entries, mx.split(whole, ends, stream=mx.cpu), strict=True):
+            found[part][name] = one.reshape(array.shape, stream=mx.cpu)
+    mx.eval(found)
     return found
 
 
-def _write(partial: Path, arrays: Mapping[str, HostArrays], record: str) -> None:
-    """A checkpoint in a new folder, but for its manifest."""
+def _pieces(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
+    """All entries, those of a type together, but not too many numbers."""
+    piece: list[Entry] = []
+    for entry in sorted(entries, key=lambda entry: str(entry[2].dtype)):
+        numbers = sum(array.size for _, _, array in piece) + entry[2].size
+        if piece and (piece[0][2].dtype != entry[2].dtype or numbers > _PIECE):
+            yield piece
+            piece = []
+        piece.append(entry)
+    if piece:
+        yield piece
+
+
+def _write(partial: Path, parts: Parts, record: str) -> None:
+    """A checkpoint in a new folder, but for its manifest. MLX writes without Python's lock."""
     partial.mkdir(parents=True)
-    for name, part in arrays.items():
-        # NumPy copies without Python's lock, which `save` holds; and what a GPU computed comes over page by page.
-        copied = {key: array.copy() for key, array in part.items()}
-        (partial / f"{name}.safetensors").write_bytes(save(copied or {"empty": np.zeros(1, dtype=np.float32)}))
+    for name, arrays in parts.items():
+        mx.save_safetensors(str(partial / f"{name}.safetensors"), arrays or {"empty": mx.zeros(1, stream=mx.cpu)})
     (partial / "record.json").write_text(record)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.params.train import TrainParams
 from sqlora.progress import progress
-from sqlora.train.checkpoint import Checkpoint, Saver, flatten, load_together
+from sqlora.train.checkpoint import Checkpoint, Saver, flatten, load_together, steps
 from sqlora.train.feed import Feed
 from sqlora.train.gather import Gatherer
 from sqlora.train.interruption import Interrupted
@@ -91,7 +92,6 @@ class Engine:
         self._best: dict[str, mx.array] = {}
         self._best_loss, self._worse = math.inf, 0
         self._saver = Saver(folder)
-        self._saved_step: int | None = None
         self._taken: list[_Taken] = []
         self._tokens = 0  # of the steps in _taken
         self._unread: _Unread | None = None
@@ -205,9 +205,7 @@ class Engine:
     def _check(self, taken: list[_Taken], numbers: list[list[float]]) -> None:
         for one, (loss, norm) in zip(taken, numbers, strict=True):
             if not math.isfinite(loss) or not math.isfinite(norm):
-                good = (
-                    f"the last good checkpoint is of step {self._saved_step}" if self._saved_step else "no checkpoint"
-                )
+                good = self._last_good()
                 raise SqloraError(
                     "params.yaml",
                     found=f"a loss of {loss} and a gradient of norm {norm} at iteration {one.step}, training "
@@ -217,6 +215,12 @@ class Engine:
                     "try convert.dtype bfloat16.",
                 )
             self._meter.add(loss, one.counted, norm)
+
+    def _last_good(self) -> str:
+        with suppress(SqloraError):
+            self._saver.wait()
+        there = steps(self._folder)
+        return f"the last good checkpoint is {there[-1].name}" if there else "no checkpoint"
 
     def _validate(self) -> None:
         started = time.perf_counter()
@@ -268,7 +272,6 @@ class Engine:
         if self._group.rank == 0:
             adapter, optimizer = self._stepper.adapter(), flatten(self._stepper.optimizer.state)
             self._saver.save(Checkpoint(self.step, adapter, optimizer, self._best, record))
-        self._saved_step = self.step
 
     def _resume(self) -> None:
         checkpoint = load_together(self._folder, self._group)
@@ -280,7 +283,7 @@ class Engine:
         self._best_loss, self.best_step, self._worse = record["best_loss"], record["best_step"], record["worse"]
         self._meter.restore(record["since"], record["norm"])
         self.train_seconds, self.validation_seconds = record["seconds"]
-        self.step = self._saved_step = checkpoint.step
+        self.step = checkpoint.step
         self.reports = [Report(**report) for report in record["reports"]]
         for report in self.reports:
             self._tell(report)
