@@ -847,6 +847,16 @@ def test_a_full_disk_while_a_checkpoint_is_saved(
     assert len(steps) == 4
 
 
+def test_pieces_that_come_to_the_host_have_one_type_and_are_not_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_PIECE", 10)
+    sizes = [3, 6, 2, 30, 1, 9, 1]
+    entries = [("adapter", str(number), mx.zeros(size)) for number, size in enumerate(sizes)]
+    entries.insert(2, ("optimizer", "step", mx.array(1, dtype=mx.uint64)))
+    pieces = [[array.size for _, _, array in piece] for piece in checkpoint._pieces(entries)]
+    assert pieces == [[3, 6], [2], [30], [1, 9], [1], [1]]
+    assert list(checkpoint._pieces([])) == []
+
+
 @pytest.mark.parametrize("piece", [4, 2**28])
 def test_a_checkpoint_comes_back_bit_by_bit_whatever_its_owner_does_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
@@ -1043,6 +1053,30 @@ def test_no_room_for_the_states(model_folder: Path) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(model_folder: Path) -> None:
     with pytest.raises(SqloraError, match=r"at iteration \d+, training examples \d|validation: found a loss of nan"):
         run(model_folder, learning_rate=math.inf)
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], room: bool
+) -> None:
+    step, seal = Stepper.step, checkpoint._seal
+    calls = iter(range(100))
+
+    def fifth_is_wrong(self: Stepper, *what: Any) -> tuple[mx.array, mx.array]:
+        loss, norm = step(self, *what)
+        return (loss * math.nan if next(calls) == 4 else loss), norm
+
+    def slow(partial: Path) -> None:
+        time.sleep(0.3)  # longer than a step
+        if not room and "step-00000004" in partial.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(partial)
+
+    monkeypatch.setattr(Stepper, "step", fifth_is_wrong)
+    monkeypatch.setattr(checkpoint, "_seal", slow)
+    good = "step-00000004" if room else "step-00000002"
+    with pytest.raises(SqloraError, match=rf"nan.* at iteration 5, .*the last good checkpoint is {good}"):
+        run(model_folder, iterations=8, checkpoint_every=2, report_every=1)
 
 
 def test_a_second_run_of_the_same_inputs_is_refused(
