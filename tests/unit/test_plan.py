@@ -31,13 +31,12 @@ from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import batch_indices, choose_lengths
-from sqlora.train.feed import Ready, transfer
+from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
-from sqlora.train.validation import TRANSFER_BYTES
 
 LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
 TRAIN = train_params(

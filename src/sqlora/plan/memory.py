@@ -23,9 +23,9 @@ from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
-from sqlora.train.feed import steps_together
+from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
-from sqlora.train.validation import KEPT_BYTES, TRANSFER_BYTES
+from sqlora.train.validation import KEPT_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
 _POLYNOMIAL = 3

@@ -65,11 +65,10 @@ class Saver:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            self.wait()
-        except Exception as failure:
             if kind in (None, Interrupted):
-                raise
-            print(f"warning: {failure}", file=sys.stderr)  # beside the error that ends the run
+                self.wait()
+            else:
+                self.finish()
         finally:
             self._background.shutdown()
 
@@ -93,6 +92,15 @@ class Saver:
         under_way, self._under_way = self._under_way, None
         if under_way:
             under_way.result()
+
+    def finish(self) -> None:
+        """As `wait`, beside the error that ends a run: what goes wrong here is a warning."""
+        try:
+            self.wait()
+        except SqloraError as failure:
+            print(f"warning: {failure}", file=sys.stderr)
+        except Exception as failure:  # noqa: BLE001 - none may hide the error that ends the run
+            print(f"warning: {self._folder}: the last checkpoint is not there ({failure!r})", file=sys.stderr)
 
     def _publish(self, step: int, parts: Parts, record: str) -> None:
         target = self._folder / f"step-{step:08d}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -217,8 +216,7 @@ class Engine:
             self._meter.add(loss, one.counted, norm)
 
     def _last_good(self) -> str:
-        with suppress(SqloraError):
-            self._saver.wait()
+        self._saver.finish()
         there = steps(self._folder)
         return f"the last good checkpoint is {there[-1].name}" if there else "no checkpoint"
 

@@ -21,8 +21,8 @@ from sqlora.prefetch import prefetch
 from sqlora.runtime import has_cuda
 from sqlora.train.loss import Batch
 
-# At once; memory that costs a device nothing to fill is not worth more.
-_TRANSFER_BYTES, _CUDA_TRANSFER_BYTES = 32_000_000, 128_000_000
+TRANSFER_BYTES = 32_000_000  # at once; of steps' inputs more on CUDA, where each transfer costs time
+_CUDA_TRANSFER_BYTES = 128_000_000
 _MOST_STEPS = 16
 _ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
 _TYPES = {
@@ -65,7 +65,7 @@ class StepData:
 
 def steps_together(step_bytes: int, *, cuda: bool) -> int:
     """How many steps of about that size are transferred at once."""
-    most = _CUDA_TRANSFER_BYTES if cuda else _TRANSFER_BYTES
+    most = _CUDA_TRANSFER_BYTES if cuda else TRANSFER_BYTES
     return min(_MOST_STEPS, max(1, most // max(1, step_bytes)))
 
 

@@ -14,14 +14,13 @@ from sqlora.distributed.group import Group
 from sqlora.runtime import has_cuda
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import ValidationBatch, validation_batches
-from sqlora.train.feed import Ready, transfer
+from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.interruption import Interrupted
 from sqlora.train.loss import Batch, Fetch, make_batch
 from sqlora.train.step import Stepper
 
 # A CUDA device, to which inputs have to be brought, keeps those of a validation up to so many bytes.
 KEPT_BYTES = 128_000_000
-TRANSFER_BYTES = 32_000_000  # of what is not kept, at once
 
 
 @dataclass(frozen=True)
