@@ -114,10 +114,10 @@ def run_one(setting: str, arguments: argparse.Namespace) -> dict[str, Any]:
     from sqlora.train.data import read_config
     from sqlora.train.run import train_adapter
 
-    cut_graphs()  # as the stage does
     size, *flags = setting.split("+")
     assert set(flags) <= FLAGS, f"unknown flags in {setting}"
     batch, layers = map(int, size.split("x"))
+    cut_graphs(batch)  # as the stage does
     data = json.loads(arguments.tokens.read_text())
     train, valid = ([Encoded(tuple(ids), prompt) for ids, prompt in data[name]] for name in ("train", "valid"))
     if "wave" in flags:

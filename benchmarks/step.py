@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path)
     parser.add_argument("--operations", action="store_true", help="time what single operations cost, and nothing else")
     arguments = parser.parse_args()
-    cut_graphs()  # as the train stage does
+    cut_graphs(max(int(setting.split("x")[0]) for setting in arguments.settings.split(",")))  # as the train stage does
     if arguments.operations:
         time_operations()
         return

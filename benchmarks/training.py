@@ -78,9 +78,9 @@ def main() -> None:
         return
     if arguments.one:
         system, setting = arguments.one.split(":")
-        if system == "ours" and start_ranks(arguments.workers):
-            return
         batch, layers = map(int, setting.split("x"))
+        if system == "ours" and start_ranks(batch, arguments.workers):
+            return
         run_one(system, batch, layers, arguments)
         return
     if arguments.shape and not arguments.model.exists():
@@ -133,10 +133,13 @@ def run_one(system: str, batch: int, layers: int, arguments: argparse.Namespace)
     print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
-def start_ranks(workers: int) -> bool:
-    """Whether this process has run the ranks and there is nothing left to do."""
+def start_ranks(batch: int, workers: int) -> bool:
+    """Set MLX as the train stage does; whether this process has run the ranks and there is nothing left to do."""
     from sqlora.distributed.launch import launched
+    from sqlora.runtime import cut_graphs
+    from sqlora.train.division import most_rows
 
+    cut_graphs(most_rows(batch, 1, workers))
     return launched(workers, None, "auto")
 
 
@@ -151,7 +154,6 @@ def ours(
     from sqlora.distributed.rank import joined
     from sqlora.params.lora import LoraParams
     from sqlora.plan.check import expect
-    from sqlora.runtime import cut_graphs
     from sqlora.tokenizer import Encoded
     from sqlora.train.buckets import batch_indices, choose_lengths
     from sqlora.train.data import read_config
@@ -166,7 +168,6 @@ def ours(
         learning_rate=learning_rate,
         validate_every=EVERY,
     )
-    cut_graphs()  # as the stage does
     with joined() as group:
         group.barrier()
         expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit

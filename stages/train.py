@@ -19,6 +19,7 @@ from sqlora.stage import run_stage
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.curve import curve
 from sqlora.train.data import encode, read_config
+from sqlora.train.division import most_rows
 from sqlora.train.lora import adapter_config
 from sqlora.train.run import train_adapter
 from sqlora.train.summary import summarise
@@ -28,7 +29,7 @@ def main(
     model: Path, examples: Path, valid: Path, out: Path, metrics: Path, loss: Path, lora: LoraParams, train: TrainParams
 ) -> None:
     """Write the adapter folder `out`, the summary `metrics` (JSON) and, while training, the curve `loss` (CSV)."""
-    cut_graphs()
+    cut_graphs(most_rows(train.batch_size, train.gradient_accumulation, train.workers))
     if launched(train.workers, train.hostfile, train.backend):
         return
     with joined() as group:

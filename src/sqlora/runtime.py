@@ -63,15 +63,20 @@ def load_fast_blas() -> Blas:
     return Blas("MLX's reference BLAS", None)
 
 
-def cut_graphs() -> None:
+def cut_graphs(rows: int) -> None:
     """Have MLX end its CUDA graphs by the number of operations alone, for training; before the first operation.
 
     MLX hands the device graphs of 30 operations, or fewer where these touch many bytes. Then where a graph ends depends
     on a batch's length, and every length has graphs of its own, which the host has to make. Cut by number, graphs of
     all lengths are alike, and kept ones are filled anew.
+
+    Args:
+        rows: of a batch. What a graph's operations used is free when all of it has run, and MLX's memory limit does not
+            hold back a graph that is not full: those of large batches are shorter, for the device is slower than the
+            host there anyway.
     """
     if has_cuda():
-        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "100")
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", str(max(25, min(100, 800 // rows))))
         os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
         os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "2000")
 
