@@ -3,9 +3,10 @@
     python benchmarks/step.py [--settings 1x4,4x16] [--shape mistral] [--files MODEL_FOLDER]
 
 A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
-is needed. Each setting is timed with projections merged and not; on a GPU with its steps compiled and not, with MLX's
-memory limit as training sets it and without, and with CUDA's memory pool kept. --files times reading the weights of a
-converted model, by the stream that reads; --operations what single operations cost the host.
+is needed. Each setting is timed with projections merged and not; on a GPU with sqlora's kernels and not, with its steps
+compiled and not, with MLX's memory limit as training sets it and without, and with CUDA's memory pool kept. --files
+times reading the weights of a converted model, by the stream that reads; --operations what single operations cost the
+host.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from train_params import train_params
 from sqlora.params.lora import LoraParams
 from sqlora.prefetch import prefetch
 from sqlora.runtime import cut_graphs
+from sqlora.train import fused as fused_layers
 from sqlora.tokenizer import Encoded
 from sqlora.train.feed import Ready, transfer
+from sqlora.train.kernels import choose_kernels
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import make_batch
 from sqlora.train.step import Stepper
@@ -59,15 +62,17 @@ def main() -> None:
         time_reading(arguments.files)
     for setting in arguments.settings.split(","):
         batch, layers = map(int, setting.split("x"))
-        for compiled, fused in (
-            ((True, True), (True, False), (False, False)) if GPU else ((False, True), (False, False))
-        ):
-            time_steps(arguments.shape, batch, layers, compiled=compiled, fused=fused)
+        for variant in ("compiled, fused, kernels", "compiled, fused", "compiled", "") if GPU else ("fused", ""):
+            time_steps(arguments.shape, batch, layers, variant)
+            mx.clear_cache()
 
 
-def time_steps(shape: str, batch: int, layers: int, *, compiled: bool, fused: bool) -> None:
+def time_steps(shape: str, batch: int, layers: int, variant: str) -> None:
     """Time steps of one length, of mixed lengths, and one step's parts."""
-    stepper = build(shape, batch, layers, compiled=compiled, fused=fused)
+    if "kernels" not in variant:
+        fused_layers.choose_kernels = lambda *_: None  # type: ignore[assignment]
+    stepper = build(shape, batch, layers, compiled="compiled" in variant, fused="fused" in variant)
+    fused_layers.choose_kernels = choose_kernels
     weights = mx.get_active_memory()
     width = SHAPES[shape]["hidden_size"]
     started = time.perf_counter()
@@ -75,10 +80,7 @@ def time_steps(shape: str, batch: int, layers: int, *, compiled: bool, fused: bo
     for one in ready.values():
         mx.eval(stepper.step([one]))
     first = time.perf_counter() - started
-    print(
-        f"{batch}x{layers}{', compiled' * compiled}{', fused' * fused}: first step of each length {first:.2f} s in all",
-        flush=True,
-    )
+    print(f"{batch}x{layers} {variant or 'plain'}: first step of each length {first:.2f} s in all", flush=True)
     each = [1e3 * timed(lambda _, one=one: stepper.step([one])) for one in ready.values()]
     print("  ms a step by length  " + "  ".join(f"{n}: {ms:.2f}" for n, ms in zip(LENGTHS, each, strict=True)))
     order = random.Random(1).choices(LENGTHS, SHARES, k=200)

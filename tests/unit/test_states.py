@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,53 @@ def test_what_was_added_is_read_padded_with_zeros(tmp_path: Path) -> None:
     again = StateStore(tmp_path / "s", 4, "float32")
     assert np.array_equal(again.read(["c"], 2)[0], states(3, 2))
     assert np.array_equal(again.read(["a"], 3)[0], one)
+
+
+def test_what_is_written_later_is_waited_for_by_whoever_asks(tmp_path: Path) -> None:
+    asks: dict[str, Callable[[StateStore], object]] = {
+        "in": lambda store: "a" in store,
+        "read": lambda store: store.read(["a"], 3)[0],
+        "added": lambda store: [place.key for place, _ in store.added()],
+        "damaged": lambda store: store.damaged(["a"]),
+        "add": lambda store: store.add([("b", states(2, 5))]),
+        "settle": lambda store: store.settle(),
+        "refresh": lambda store: store.refresh(),
+        "learn": lambda store: store.learn([]),
+        "drop": lambda store: store.drop([]),
+    }
+    for name, ask in asks.items():
+        begun, go_on = threading.Event(), threading.Event()
+
+        def slow(begun: threading.Event = begun, go_on: threading.Event = go_on) -> Iterator[tuple[str, np.ndarray]]:
+            begun.set()
+            assert go_on.wait(10)
+            yield "a", states(1, 3)
+
+        store = StateStore(tmp_path / name, 4, "float32")
+        store.add(slow(), later=True)
+        assert begun.wait(10), "it has returned, and the states are on their way"
+        with ThreadPoolExecutor(1) as asking:
+            answer = asking.submit(ask, store)
+            time.sleep(0.02)
+            assert not answer.done(), name
+            go_on.set()
+            answer.result(10)
+        assert np.array_equal(store.read(["a"], 3)[0], states(1, 3))
+        store.settle()
+        assert np.array_equal(StateStore(tmp_path / name, 4, "float32").read(["a"], 3)[0], states(1, 3))
+
+
+def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Path) -> None:
+    def full() -> Iterator[tuple[str, np.ndarray]]:
+        yield "a", states(1, 3)
+        raise OSError(28, "No space left on device")
+
+    store = StateStore(tmp_path / "s", 4, "float32")
+    store.add(full(), later=True)
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            store.read(["a"], 3)
+    assert "a" not in StateStore(tmp_path / "s", 4, "float32"), "all of them or none"
 
 
 @pytest.mark.parametrize("cut", ["states", "index", "half a line"])

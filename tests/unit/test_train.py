@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from sqlora.mlx import mx, nn, tree_flatten
 
+import cuda_on_cpu
 import numpy as np
 import pytest
 from filelock import FileLock
@@ -239,6 +240,38 @@ def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx
     return value.item(), {name: one.astype(mx.float32) for name, one in tree_flatten(gradients)}
 
 
+def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_model(tmp_path / "model", "mistral", tokenizer="sentencepiece", sliding_window=None)
+    config = json.loads((folder / "config.json").read_text())
+    kinds = ["full_attention", "sliding_attention", "full_attention"]
+    (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
+    lora = dataclasses.replace(LORA, layers=3, targets=("q_proj", "v_proj"))
+    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind="all")
+    ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
+    for own in (False, True):
+        monkeypatch.setattr("sqlora.train.kernels.has_cuda", lambda own=own: own)
+        monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
+        monkeypatch.setattr("sqlora.train.kernels.compiled", lambda dtype: b"")
+        upper = Upper(load_base(folder)[0], 0)
+        upper.freeze()
+        upper.checkpointing = True
+        add_lora(upper, lora, seed=1)
+        lively(upper)
+        layout = Layout(flatten(upper.adapter()))
+        model = Written(upper, layout, lora, fused=True)
+        monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
+        vector = layout.join(flatten(upper.adapter()))
+        loss, gradient = model.gradients(vector, transfer([batch])[0])
+        results.append((loss.item(), np.array(gradient)))
+    assert set(ran) == {"turn", "turn_back", "softmax", "softmax_back", "norm_back"}
+    assert ran.count("softmax_back") == 3
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
+    assert np.abs(results[0][1]).max() > 1e-3
+    assert np.linalg.norm(results[1][1] - results[0][1]) < 1e-5 * np.linalg.norm(results[0][1])
+
+
 def in_whole(name: str, frozen: int) -> str:
     """The name of an upper part's array in the whole model."""
     parts = name.split(".")[1:]
@@ -286,6 +319,36 @@ def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_p
         fill_store(apart, model_folder, 2, [row], buckets)
     for row in rows:
         assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, [12]), (30_000, [4, 8]), (10**9, [0, 12])])
+def test_on_cuda_the_last_states_are_written_later(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, expected: list[int]
+) -> None:
+    rows = [row.tokens[:-1] for row in examples(12)]
+    width = load_base(model_folder)[1]["hidden_size"]
+    monkeypatch.setattr("sqlora.train.upper.BATCH_TOKENS", 40)
+    at_once = StateStore(tmp_path / "one", width, "float32")
+    fill_store(at_once, model_folder, 2, rows, (10, 14, 20))
+    monkeypatch.setattr("sqlora.train.upper.has_cuda", lambda: True)
+    monkeypatch.setattr("sqlora.train.upper._WRITTEN_LATER", most)
+    sizes: list[tuple[int, bool]] = []
+    add = StateStore.add
+
+    def counted(self: StateStore, states: Any, *, later: bool = False) -> None:
+        states = list(states)
+        sizes.append((len(states), later))
+        add(self, states, later=later)
+
+    monkeypatch.setattr(StateStore, "add", counted)
+    store = StateStore(tmp_path / "two", width, "float32")
+    fill_store(store, model_folder, 2, rows, (10, 14, 20))
+    assert [later for _, later in sizes] == [False, True][: len(expected)]
+    assert [count for count, _ in sizes] == expected
+    at_once.settle()
+    store.settle()
+    assert (tmp_path / "one/states-0.bin").read_bytes() == (tmp_path / "two/states-0.bin").read_bytes()
+    assert (tmp_path / "one/index-0.jsonl").read_text() == (tmp_path / "two/index-0.jsonl").read_text()
 
 
 def test_with_and_without_stored_states_a_run_learns_the_same(

@@ -8,6 +8,7 @@ from typing import Any
 from sqlora.mlx import mx
 
 from sqlora.train.exponential import softmax
+from sqlora.train.kernels import Kernels
 
 # Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
 # cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.
@@ -47,8 +48,20 @@ def make_mask(length: int, dtype: mx.Dtype, repeats: int, window: int | None) ->
     return mx.tile(mx.where(seen, mx.array(0, dtype), mx.array(-mx.inf, dtype)), (repeats, 1))
 
 
-def attend(query: mx.array, key: mx.array, value: mx.array, mask: Mask, scale: float) -> tuple[mx.array, Attended]:
-    """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), and what is kept."""
+def attend(
+    query: mx.array,
+    key: mx.array,
+    value: mx.array,
+    mask: Mask,
+    scale: float,
+    kernels: Kernels | None = None,
+    window: int | None = None,
+) -> tuple[mx.array, Attended]:
+    """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), and what is kept.
+
+    Args:
+        kernels: in place of MLX's operations, for short inputs; they know the mask by its window.
+    """
     rows, heads, length, size = query.shape
     weights = None
     if length > PLAIN_ATTENTION:
@@ -56,13 +69,14 @@ def attend(query: mx.array, key: mx.array, value: mx.array, mask: Mask, scale: f
     else:
         # The queries that share a key stand in one matrix, so that keys need not be repeated.
         shared = query.reshape(rows, key.shape[1], -1, size)
-        weights = softmax((shared @ key.swapaxes(-1, -2)) * scale + mask)
+        scores = shared @ key.swapaxes(-1, -2)
+        weights = kernels.softmax(scores, window) if kernels else softmax(scores * scale + mask)
         mixed = (weights @ value).reshape(rows, heads, length, size)
     return mixed.transpose(0, 2, 1, 3).reshape(rows * length, -1), Attended(query, key, value, weights)
 
 
 def attend_back(
-    gradient: mx.array, attended: Attended, mask: Mask, scale: float
+    gradient: mx.array, attended: Attended, mask: Mask, scale: float, kernels: Kernels | None = None
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Gradients of query, key and value, in their shapes."""
     rows, heads, length, size = attended.query.shape
@@ -78,8 +92,11 @@ def attend_back(
     gradient = gradient.reshape(shared)
     d_value = attended.weights.swapaxes(-1, -2) @ gradient
     d_weights = gradient @ attended.value.swapaxes(-1, -2)
-    mean = (attended.weights * d_weights).sum(axis=-1, keepdims=True)
-    d_scores = attended.weights * ((d_weights - mean) * scale)
+    if kernels:
+        d_scores = kernels.softmax_back(attended.weights, d_weights)
+    else:
+        mean = (attended.weights * d_weights).sum(axis=-1, keepdims=True)
+        d_scores = attended.weights * ((d_weights - mean) * scale)
     d_query = (d_scores @ attended.key).reshape(attended.query.shape)
     d_key = d_scores.swapaxes(-1, -2) @ attended.query.reshape(shared)
     return d_query, d_key, d_value

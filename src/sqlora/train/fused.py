@@ -2,7 +2,8 @@
 
 The projections that read the same input are one product (sqlora.merged), on the way back too; so are their adapters,
 whose second factors stand in one matrix with zeros between them. All heads are turned at once, and the adapters of all
-layers are taken out of the vector with one index, and their gradients put back with another.
+layers are taken out of the vector with one index, and their gradients put back with another. On a CUDA device kernels
+of sqlora's own do what stands between the products (sqlora.train.kernels).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 
 from sqlora.llama import GROUPS, projections
 from sqlora.merged import merge, product, product_back
-from sqlora.train.attention import Attended, attend, attend_back, make_mask
+from sqlora.train.attention import PLAIN_ATTENTION, Attended, attend, attend_back, make_mask
+from sqlora.train.kernels import choose_kernels
 from sqlora.train.layer import Frame, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 
@@ -59,6 +61,8 @@ class FusedLayer:
         self._norms = block.input_layernorm, block.post_attention_layernorm
         self._rope, self._scale = attention.rope, attention.scale
         self._queries, self._keys = attention.n_heads, attention.n_kv_heads
+        size = self._parts[0].weights["weight"].shape[0] // self.heads
+        self._kernels = choose_kernels(attention, size, self._norms[0].weight.dtype)
 
     @property
     def heads(self) -> int:
@@ -67,10 +71,13 @@ class FusedLayer:
 
     def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
         """For batches of a shape."""
+        if self._kernels:
+            mask = make_mask(shape[1], dtype, 1, window) if shape[1] > PLAIN_ATTENTION else None
+            return Frame(shape, mask, window)
         turns = np.repeat(np.arange(shape[1], dtype=np.int32)[:, None], self.heads, axis=1)
         turns[:, self._queries + self._keys :] = 0
         mask = make_mask(shape[1], dtype, self._queries // self._keys, window)
-        return Frame(shape, mask, mx.array(np.tile(turns.reshape(-1), shape[0])))
+        return Frame(shape, mask, window, mx.array(np.tile(turns.reshape(-1), shape[0])))
 
     def forward(
         self, state: mx.array, frame: Frame, adapters: Adapters, masks: Mapping[str, mx.array | None] | None = None
@@ -86,15 +93,8 @@ class FusedLayer:
                 result = mx.addmm(result, low[group], adapters[group][1])
             return result
 
-        rows, length = frame.shape
-        heads = project(0, normed(self._norms[0], state)).reshape(rows * length * self.heads, 1, 1, -1)
-        heads = self._rope(heads, offset=frame.turns).reshape(rows, length, self.heads, -1)
-        size = heads.shape[-1]
-        query = mx.contiguous(heads[:, :, : self._queries].transpose(0, 2, 1, 3))
-        # Keys before values, so that each of them lies in one piece.
-        others = heads[:, :, self._queries :].reshape(rows, length, 2, self._keys, size).transpose(2, 0, 3, 1, 4)
-        key, value = (one.reshape(rows, self._keys, length, size) for one in mx.split(mx.contiguous(others), 2))
-        mixed, attended = attend(query, key, value, frame.mask, self._scale)
+        query, key, value = self._turned(project(0, normed(self._norms[0], state)), frame)
+        mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window)
         middle = project(1, mixed, state)
         gates = project(2, normed(self._norms[1], middle))
         out = project(3, swiglu(*mx.split(gates, 2, axis=1)), middle)
@@ -121,17 +121,42 @@ class FusedLayer:
         inner = swiglu(*mx.split(gates, 2, axis=1)) if 3 in adapters else gradient
         d_gates = _swiglu_back(back(3, gradient, inner), gates)
         d_normed = back(2, d_gates, normed(self._norms[1], between) if 2 in adapters else d_gates)
-        middle = gradient + normed_back(self._norms[1], between, d_normed)
+        middle = self._norm_back(1, between, d_normed, gradient)
         d_mixed = back(1, middle, kept.mixed)
-        parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale)
+        flat = self._turned_back(attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels), frame)
+        inputs = normed(self._norms[0], before) if 0 in adapters else flat
+        total = back(0, flat, inputs, needed=need_input)
+        return self._norm_back(0, before, total, middle) if need_input else None, gradients
+
+    def _turned(self, heads: mx.array, frame: Frame) -> tuple[mx.array, mx.array, mx.array]:
+        """(T, heads * size) -> query, key and value for attention, the first two turned by their positions."""
+        rows, length = frame.shape
+        if self._kernels:
+            return self._kernels.turn(heads, rows, length)
+        heads = self._rope(heads.reshape(rows * length * self.heads, 1, 1, -1), offset=frame.turns)
+        heads = heads.reshape(rows, length, self.heads, -1)
+        query = mx.contiguous(heads[:, :, : self._queries].transpose(0, 2, 1, 3))
+        # Keys before values, so that each of them lies in one piece.
+        others = heads[:, :, self._queries :].reshape(rows, length, 2, self._keys, -1).transpose(2, 0, 3, 1, 4)
+        key, value = (one.reshape(rows, self._keys, length, -1) for one in mx.split(mx.contiguous(others), 2))
+        return query, key, value
+
+    def _turned_back(self, parts: tuple[mx.array, mx.array, mx.array], frame: Frame) -> mx.array:
+        """Gradients of what `_turned` gave -> that of its input."""
+        if self._kernels:
+            return self._kernels.turn_back(*parts)
         heads = mx.concatenate([one.transpose(0, 2, 1, 3) for one in parts], axis=2)
         heads = heads.reshape(-1, 1, 1, heads.shape[-1])
         # A rotation's way back does not depend on what was rotated.
         turned = mx.vjp(lambda x: self._rope(x, offset=frame.turns), [heads], [heads])[1][0]
-        flat = turned.reshape(gradient.shape[0], -1)
-        inputs = normed(self._norms[0], before) if 0 in adapters else flat
-        total = back(0, flat, inputs, needed=need_input)
-        return middle + normed_back(self._norms[0], before, total) if need_input else None, gradients
+        return turned.reshape(frame.shape[0] * frame.shape[1], -1)
+
+    def _norm_back(self, number: int, state: mx.array, gradient: mx.array, rest: mx.array) -> mx.array:
+        """rest + the gradient of a norm's input."""
+        norm = self._norms[number]
+        if self._kernels:
+            return self._kernels.norm_back(state, norm.weight, gradient, rest, norm.eps)
+        return rest + normed_back(norm, state, gradient)
 
 
 class Taken:

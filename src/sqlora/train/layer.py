@@ -39,12 +39,13 @@ Gradients = dict[str, tuple[mx.array, mx.array]]
 
 @dataclass(frozen=True)
 class Frame:
-    """What the layers share that see the same window. shape: rows and length of the batch; mask: of `make_mask`; turns:
-    (tokens * heads,) each head's angle, for layers that turn all heads at once.
+    """What the layers share that see the same window. shape: rows and length of the batch; mask: of `make_mask`;
+    window: in tokens, or None; turns: (tokens * heads,) each head's angle, for layers that turn all heads at once.
     """
 
     shape: tuple[int, int]
     mask: Mask
+    window: int | None = None
     turns: mx.array | None = None
 
 

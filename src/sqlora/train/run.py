@@ -35,7 +35,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 5  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 6  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 

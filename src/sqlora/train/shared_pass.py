@@ -50,7 +50,7 @@ def fill_together(
         How many examples the ranks of this disk computed.
     """
     computed = 0
-    for peers in (group.disk, [group.rank]):
+    for peers in (group.disk, [group.rank]) if group.size > 1 else (group.disk,):
         group.barrier()  # every store of this disk is open and mended
         store.refresh()
         missing = list({key_of(tokens): tuple(tokens) for tokens in wanted if key_of(tokens) not in store}.items())

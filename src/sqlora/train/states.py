@@ -72,6 +72,7 @@ class StateStore:
         self._ends: dict[int, int] = {}  # part -> tokens
         self._maps: dict[int, NDArray[np.generic]] = {}
         self._settling = ThreadPoolExecutor(max_workers=1)
+        self._writing: Future[None] | None = None
         self._unsettled: list[Future[None]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._mend()
@@ -79,13 +80,31 @@ class StateStore:
         os.utime(folder)  # the least recently used folder goes first when space is short
 
     def __contains__(self, key: str) -> bool:
+        self._wait()
         return key in self._places
 
-    def add(self, states: Iterable[tuple[str, NDArray[np.generic]]]) -> None:
+    def add(self, states: Iterable[tuple[str, NDArray[np.generic]]], *, later: bool = False) -> None:
         """Append states; after a crash either all of them are there or none.
 
         They can be read at once. They come to the disk, and then into the index, while the caller goes on: `settle`.
+
+        Args:
+            later: write them while the caller goes on, too; whoever asks for something waits, and gets the error if
+                they cannot be written.
         """
+        self._wait()
+        if later:
+            self._writing = self._settling.submit(self._write, states)
+        else:
+            self._write(states)
+
+    def _wait(self) -> None:
+        """Until all that was added is in the files."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def _write(self, states: Iterable[tuple[str, NDArray[np.generic]]]) -> None:
         places = []
         with open(self._states(self._part), "ab") as file:
             start, left = divmod(file.seek(0, os.SEEK_END), self._row)
@@ -109,6 +128,7 @@ class StateStore:
         Raises:
             OSError: it could not.
         """
+        self._wait()
         for future in self._unsettled:
             future.result()
         self._unsettled.clear()
@@ -124,6 +144,7 @@ class StateStore:
 
     def refresh(self) -> None:
         """See what other processes have settled."""
+        self._wait()
         self._maps = {}
         for path in sorted(self.folder.glob("index-*.jsonl")):
             for place in self._entries(int(path.stem.removeprefix("index-"))):
@@ -132,10 +153,12 @@ class StateStore:
 
     def added(self) -> list[tuple[Place, int]]:
         """What this process has added, each with the CRC-32 of its last row, which depends on all tokens."""
+        self._wait()
         return list(self._added)
 
     def learn(self, added: Iterable[tuple[Place, int]]) -> None:
         """See what other processes have added, on the disk or not yet, where the files here hold it."""
+        self._wait()
         for place, tail in added:
             if place.part != self._part and self._crc(replace(place, start=place.end - 1, count=1)) == tail:
                 self._note(place)
@@ -149,6 +172,7 @@ class StateStore:
         Looks at what earlier processes stored and at no example twice. Where an example has states in several places,
         one that is sound is enough.
         """
+        self._wait()
         keys = [key for key in keys if key in self._places and key not in self._checked]
         with ThreadPoolExecutor(max_workers=min(_CHECKERS, os.cpu_count() or 1)) as pool:
             found = list(chain.from_iterable(pool.map(self._unsound, keys)))
@@ -157,6 +181,7 @@ class StateStore:
 
     def drop(self, places: Iterable[Place]) -> list[str]:
         """Forget places; returns the examples that have no other one, and are to be computed again."""
+        self._wait()
         lost = []
         for place in places:
             self._damaged.add((place.part, place.start))
@@ -173,6 +198,7 @@ class StateStore:
         Returns:
             (len(keys), length, width)
         """
+        self._wait()
         batch = np.zeros((len(keys), length, self.width), dtype=self.dtype)
         for row, key in enumerate(keys):
             place = self._places[key][0]

@@ -17,6 +17,7 @@ from sqlora.llama import supports
 from sqlora.model import load_lazily
 from sqlora.prefetch import ask_for, places_of
 from sqlora.progress import progress
+from sqlora.runtime import has_cuda
 from sqlora.train.buckets import bucket_of
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layer import Layer
@@ -25,6 +26,12 @@ from sqlora.train.states import StateStore, key_of
 # Of one wave through the frozen layers, at least: its states are in memory together.
 WAVE_TOKENS = 131_072
 BATCH_TOKENS = 2_048
+# Of the states of a wave, on CUDA: these are written while the trained layers are read. They lie in memory beside
+# those, so no more of them than a small run needs for its steps.
+_WRITTEN_LATER = 500_000_000
+
+Item = tuple[str, tuple[int, ...]]
+"""An example's key and the tokens that go into the model."""
 
 
 class Upper(nn.Module):
@@ -129,15 +136,34 @@ def fill_store(
                 _through(layer, args, states, stop)
                 del layer
                 bar.update(len(wave))
-            store.add(
-                (key, rows[row, : len(tokens)])
-                for (items, _), state in zip(batches, states, strict=True)
-                for rows in [_numpy(state)]
-                for row, (key, tokens) in enumerate(items)
-            )
-            del states
+            done = [(items, states.pop(0)) for items, _ in batches]
+            now = len(done) - _last_of(done, _WRITTEN_LATER if has_cuda() else 0)
+            store.add(_rows(done[:now]))
+            if now < len(done):
+                store.add(_rows([(items, _numpy(state)) for items, state in done[now:]]), later=True)
+            del done
             mx.clear_cache()
     return len(missing)
+
+
+def _last_of(done: Sequence[tuple[list[Item], mx.array]], most_bytes: int) -> int:
+    """How many of the last batches have no more bytes than that together."""
+    count = size = 0
+    for _, state in reversed(done):
+        size += state.nbytes
+        if size > most_bytes:
+            break
+        count += 1
+    return count
+
+
+def _rows(done: list[tuple[list[Item], Any]]) -> Iterator[tuple[str, NDArray[np.generic]]]:
+    """Each example's states out of the batches, which the list loses as they come."""
+    while done:
+        items, state = done.pop(0)
+        rows = _numpy(state) if isinstance(state, mx.array) else state
+        for row, (key, tokens) in enumerate(items):
+            yield key, rows[row, : len(tokens)]
 
 
 def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
@@ -189,9 +215,6 @@ def state_dtype(config: dict[str, Any]) -> str:
 
 def _numpy(state: mx.array) -> NDArray[np.generic]:
     return np.asarray(state.view(mx.uint16) if state.dtype == mx.bfloat16 else state)
-
-
-Item = tuple[str, tuple[int, ...]]
 
 
 def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
