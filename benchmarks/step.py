@@ -27,8 +27,8 @@ from train_params import train_params
 from sqlora.params.lora import LoraParams
 from sqlora.prefetch import prefetch
 from sqlora.runtime import cut_graphs
-from sqlora.train import fused as fused_layers
 from sqlora.tokenizer import Encoded
+from sqlora.train import fused as fused_layers
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.kernels import choose_kernels
 from sqlora.train.lora import add_lora
