@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlora.train.kernels import Kernels, name_of, source_of
 
 Array = NDArray[np.generic]
-_THREADS = 256
+THREADS = 256
 
 _DEVICE = """
 #include <barrier>
@@ -101,10 +101,14 @@ def run(
     threads: int,
     numbers: Sequence[int | float],
     scratch: Path,
+    *,
+    text: str | None = None,
+    out: type[np.generic] | None = None,
 ) -> list[Array]:
-    """The kernel's outputs, of the type of its first input.
+    """The kernel's outputs, of the type of its first input unless `out` is given.
 
     Args:
+        text: a source other than sqlora's own.
         dtype: MLX's name of that type; a bfloat16 is given as uint16.
         shapes: of the outputs.
         scratch: a folder for what is compiled.
@@ -112,15 +116,15 @@ def run(
     arguments = [f"Pointer{{arrays[{place}]}}" for place in range(len(inputs) + len(shapes))]
     arguments += [f"{'floats' if isinstance(number, float) else 'ints'}[{at}]" for at, number in enumerate(numbers)]
     call = f"{name_of(kernel, dtype)}({', '.join(arguments)})"
-    text = _DEVICE + source_of(dtype) + _LAUNCH.replace("CALL", call)
+    text = _DEVICE + (text or source_of(dtype)) + _LAUNCH.replace("CALL", call)
     library = scratch / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.so"
     if not library.exists():
         command = ["g++", "-std=c++20", "-shared", "-fPIC", "-pthread", "-x", "c++", "-", "-o", str(library)]
         subprocess.run(command, input=text, text=True, check=True)
     arrays = [np.ascontiguousarray(array) for array in inputs]
-    outputs: list[Array] = [np.zeros(shape, dtype=arrays[0].dtype) for shape in shapes]
+    outputs: list[Array] = [np.zeros(shape, dtype=out or arrays[0].dtype) for shape in shapes]
     pointers = (ctypes.c_void_p * len(arguments))(*(array.ctypes.data for array in (*arrays, *outputs)))
     ints = (ctypes.c_int * len(numbers))(*(int(number) for number in numbers))
     floats = (ctypes.c_float * len(numbers))(*(float(number) for number in numbers))
-    ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // _THREADS), _THREADS)
+    ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // THREADS), THREADS)
     return outputs

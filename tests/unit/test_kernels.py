@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,15 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from sqlora.train import kernels
 from sqlora.train.attention import attend, attend_back, make_mask
-from sqlora.train.kernels import Kernels, choose_kernels, compile_for, compiled, source_of, turns_of
+from sqlora.train.kernels import (
+    Kernels,
+    begin_compiling,
+    choose_kernels,
+    compile_for,
+    compiled,
+    source_of,
+    turns_of,
+)
 from sqlora.train.layer import normed_back
 
 ROWS, QUERIES, KEYS, SIZE = 2, 4, 2, 8
@@ -104,14 +113,30 @@ def test_the_way_back_of_a_norm(width: int) -> None:
     near(found, rest + normed_back(norm, state, gradient), 1e-5)
 
 
+def put_in_bfloat16(numbers: mx.array, scratch: Path) -> list[int]:
+    """By the source's own function, in a kernel around it."""
+    text = (
+        source_of("bfloat16") + "KERNEL(put)(const float* from, T* to) { to[threadIdx.x] = put(from[threadIdx.x]); }\n"
+    )
+    shapes, threads = [(cuda_on_cpu.THREADS,)], cuda_on_cpu.THREADS
+    padded = np.zeros(threads, dtype=np.float32)
+    padded[: numbers.size] = np.array(numbers)
+    found = cuda_on_cpu.run("put", "bfloat16", [padded], shapes, threads, [], scratch, text=text, out=np.uint16)
+    return [int(one) for one in found[0][: numbers.size]]
+
+
 @pytest.mark.usefixtures("on_the_cpu")
-def test_a_bfloat16_is_the_nearest() -> None:
+def test_a_bfloat16_is_the_nearest(scratch: Path) -> None:
     wide = np.random.default_rng(5).standard_normal(2 * KEYS * SIZE).astype(np.float32)
     rounded = mx.array(wide).astype(mx.bfloat16)
     numbers = mx.concatenate([mx.zeros(QUERIES * SIZE, dtype=mx.bfloat16), rounded]).reshape(1, -1)
     _, key, value = of(ROPES["plain"](), mx.bfloat16).turn(numbers, 1, 1)  # at position 0 nothing turns
     found = mx.concatenate([key.reshape(-1), value.reshape(-1)])
     assert np.array_equal(np.array(found.astype(mx.float32)), np.array(rounded.astype(mx.float32)))
+    # Between two of them, above that, below it, and what a wrong rounding would make infinite, or a number again.
+    bits = np.array([0x3F808000, 0x3F818000, 0x3F808001, 0x3F817FFF, 0x7F7F7FFF, 0x7FC00000], dtype=np.uint32)
+    exact = mx.array(bits).view(mx.float32)
+    assert put_in_bfloat16(exact, scratch) == [0x3F80, 0x3F82, 0x3F81, 0x3F81, 0x7F7F, 0x7FFF]
     weights = random_array(1, 1, 5, 5, seed=6)
     exact = of(ROPES["plain"]()).softmax(weights.astype(mx.bfloat16).astype(mx.float32), None)
     found = of(ROPES["plain"](), mx.bfloat16).softmax(weights.astype(mx.bfloat16), None)
@@ -135,6 +160,37 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
             call()
 
 
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
+    monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def fake(**given: Any) -> list[mx.array]:
+        asked.append(given)
+        outputs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
+        return [mx.zeros(shape, dtype=one) for shape, one in outputs]
+
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", fake)
+    own, state = of(ROPES["plain"](), dtype), random_array(6, (QUERIES + 2 * KEYS) * SIZE).astype(dtype)
+    parts = own.turn(state, 2, 3)
+    own.turn_back(*parts)
+    scores = own.softmax(random_array(2, KEYS, 6, 3).astype(dtype), None)
+    own.softmax_back(scores, scores)
+    own.norm_back(state, random_array(state.shape[1]), state, state, 1e-5)  # a weight of another type
+    kind = "float32" if dtype == mx.float32 else "bfloat16"
+    names = [f"sqlora_{name}_{kind}" for name in ("turn", "turn_back", "softmax", "softmax_back", "norm_back")]
+    assert [one["name"] for one in asked] == names
+    # A thread for two numbers of a head, a warp of 32 for a row of scores, a block of 256 for a row of states.
+    for one, threads in zip(asked, [state.size // 2] * 2 + [24 * 32] * 2 + [6 * 256], strict=True):
+        assert one["threadgroup"] == (256, 1, 1)
+        assert threads <= one["grid"][0] < threads + 256
+        assert one["grid"][0] % 256 == 0
+        assert one["ensure_row_contiguous"]
+        assert {array.dtype for array in one["inputs"] if array is not own.turns} == {dtype}
+        assert set(one["output_dtypes"]) == {dtype}
+
+
 def attention() -> Any:
     return llama.Attention(
         llama.ModelArgs(
@@ -151,17 +207,16 @@ def attention() -> Any:
 
 
 @pytest.fixture
-def as_on_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Where MLX's kernels are kept."""
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernels, "has_cuda", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(kernels, "_architecture", lambda: "sm_90")
-    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
-    compiled.cache_clear()
-    return tmp_path
+    kernels._compiling.cache_clear()
+    yield
+    kernels._compiling.cache_clear()
 
 
-def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: Path) -> None:
+def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     monkeypatch.setattr(kernels, "compile_for", lambda source, architecture: b"made")
     whole, traditional = attention(), attention()
     traditional.rope = nn.RoPE(SIZE, traditional=True)
@@ -171,26 +226,32 @@ def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.Mon
     assert choose_kernels(whole, 2 * SIZE, mx.bfloat16) is None
     assert choose_kernels(traditional, SIZE, mx.bfloat16) is None
     assert choose_kernels(whole, SIZE, mx.int32) is None
+    whole.rope = ROPES["llama 3"]()
+    assert choose_kernels(whole, SIZE, mx.bfloat16) is not None
     monkeypatch.setattr(kernels, "has_cuda", lambda: False)
     assert choose_kernels(whole, SIZE, mx.bfloat16) is None
 
 
-def test_kernels_are_compiled_once_a_machine(monkeypatch: pytest.MonkeyPatch, as_on_cuda: Path) -> None:
+def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     made: list[str] = []
-    monkeypatch.setattr(kernels, "compile_for", lambda source, _: (made.append(source), source.encode())[1])
-    first = {dtype: compiled(dtype) for dtype in kernels.TYPES}
-    compiled.cache_clear()  # as in another process
-    assert {dtype: compiled(dtype) for dtype in kernels.TYPES} == first
-    assert len(made) == len(set(first.values())) == 3
-    compiled.cache_clear()
-    monkeypatch.setattr(kernels, "CODE", as_on_cuda / "other.cu")
-    (as_on_cuda / "other.cu").write_text("other")
-    assert compiled("float32") != first["float32"]
-    assert [path.suffix for path in as_on_cuda.iterdir()].count(".cubin") == 4
+    go_on = threading.Event()
+
+    def slow(source: str, architecture: str) -> bytes:
+        made.append(architecture)
+        assert go_on.wait(10)
+        return source.encode()
+
+    monkeypatch.setattr(kernels, "compile_for", slow)
+    begin_compiling("float32")
+    begin_compiling("float32")
+    begin_compiling("int32")  # there are none
+    go_on.set()
+    assert compiled("float32") == compiled("float32") == source_of("float32").encode()
+    assert made == ["sm_90"]
 
 
 def test_without_a_compiler_training_goes_on_without(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: None
 ) -> None:
     monkeypatch.setattr(kernels, "_LIBRARIES", ("libnvrtc-none.so",))
     assert choose_kernels(attention(), SIZE, mx.float32) is None
@@ -216,6 +277,6 @@ def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
         compile_for("nonsense", "sm_90")
 
 
-def test_the_emulator_notices_a_wrong_kernel(scratch: Path) -> None:
+def test_a_kernel_that_is_not_there_does_not_compile(scratch: Path) -> None:
     with pytest.raises(subprocess.CalledProcessError):
         cuda_on_cpu.run("no_such_kernel", "float32", [np.zeros(1, np.float32)], [(1,)], 1, [], scratch)

@@ -20,7 +20,7 @@ from train_params import train_params
 
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
-from sqlora.plan import check, machine
+from sqlora.plan import check, machine, prediction
 from sqlora.plan.check import expect
 from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
@@ -30,6 +30,7 @@ from sqlora.plan.prediction import ROOM, ROOM_AT_LEAST
 from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
+from sqlora.train import upper
 from sqlora.train.buckets import batch_indices, choose_lengths
 from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
@@ -492,3 +493,8 @@ def test_time_is_estimated_from_a_measurement() -> None:
     short = seconds(shape, lora, TRAIN, work, speed)
     longer = seconds(shape, lora, dataclasses.replace(TRAIN, iterations=400), work, speed)
     assert 0 < short < longer
+
+
+def test_states_that_are_written_later_fit_into_the_room_of_any_run() -> None:
+    """They lie beside the trained weights, as that room does, so the prediction need not know them."""
+    assert prediction._REACHED["cuda"] * prediction.ROOM_AT_LEAST["cuda"] >= upper._WRITTEN_LATER

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from sqlora.distributed.group import Group
 from sqlora.train.shared_pass import fill_together
@@ -77,6 +80,50 @@ def test_what_is_written_later_is_waited_for_by_whoever_asks(tmp_path: Path) -> 
         assert np.array_equal(StateStore(tmp_path / name, 4, "float32").read(["a"], 3)[0], states(1, 3))
 
 
+def test_the_lock_is_held_until_what_is_written_later_is_written(tmp_path: Path) -> None:
+    go_on = threading.Event()
+
+    def slow() -> Iterator[tuple[str, np.ndarray]]:
+        assert go_on.wait(10)
+        yield "a", states(1, 3)
+
+    def begin() -> None:  # nothing but the writer keeps the store and its lock, as when a run is interrupted
+        lock = FileLock(tmp_path / "lock")
+        lock.acquire()
+        store = StateStore(tmp_path / "s", 4, "float32")
+        store.hold(lock)
+        store.add(slow(), later=True)
+
+    begin()
+    gc.collect()
+    with pytest.raises(Timeout):
+        FileLock(tmp_path / "lock").acquire(timeout=0.05)
+    go_on.set()
+    with FileLock(tmp_path / "lock", timeout=10):
+        assert np.array_equal(StateStore(tmp_path / "s", 4, "float32").read(["a"], 3)[0], states(1, 3))
+
+
+def test_what_is_written_later_is_kept_when_the_process_ends(tmp_path: Path) -> None:
+    code = """
+import sys, time, numpy as np
+from pathlib import Path
+from sqlora.train.states import StateStore
+
+def slow():
+    time.sleep(0.3)
+    for key in "abc":
+        yield key, np.ones((3, 4), np.float32)
+
+StateStore(Path(sys.argv[1]), 4, "float32").add(slow(), later=True)
+sys.exit(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert all(key in StateStore(tmp_path / "s", 4, "float32") for key in "abc")
+
+
 def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Path) -> None:
     def full() -> Iterator[tuple[str, np.ndarray]]:
         yield "a", states(1, 3)
@@ -87,6 +134,9 @@ def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Pat
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
             store.read(["a"], 3)
+    with pytest.raises(OSError, match="No space left"):
+        store.settle()
+    store._settling.shutdown()  # whatever was queued has been done
     assert "a" not in StateStore(tmp_path / "s", 4, "float32"), "all of them or none"
 
 

@@ -35,13 +35,14 @@ LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a 
 @dataclass(frozen=True)
 class Inputs:
     """fetcher: examples -> what gives their inputs; token_bytes: of one token's input; computed, reused: examples whose
-    states were computed, and were there; settle: waits until they are on the disk.
+    states were computed, and were there; written: waits until they are in the files, settle until they are on the disk.
     """
 
     fetcher: Callable[[Sequence[Encoded]], Fetch]
     token_bytes: int
     computed: int
     reused: int
+    written: Callable[[], None]
     settle: Callable[[], None]
 
 
@@ -70,7 +71,7 @@ def prepare_inputs(
         Interrupted: `stop` said so.
     """
     if not frozen:
-        return Inputs(_tokens, 4, 0, 0, lambda: None)
+        return Inputs(_tokens, 4, 0, 0, lambda: None, lambda: None)
     steps = params.iterations * params.gradient_accumulation
     train_lengths = [len(example.tokens) - 1 for example in train]
     if len(group.disk) == group.size:
@@ -95,6 +96,7 @@ def prepare_inputs(
     (ROOT / name).mkdir(parents=True, exist_ok=True)
     part, lock = _free_part(ROOT / name, group)
     store = StateStore(ROOT / name, width, dtype, part=part)
+    store.hold(lock)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
     drop_damaged_together(store, list(distinct), group)
     if group.rank == group.disk[0]:
@@ -123,7 +125,7 @@ def prepare_inputs(
             )
         lock.release()
 
-    return Inputs(stored, row, computed, reused, settle)
+    return Inputs(stored, row, computed, reused, store.wait, settle)
 
 
 def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:

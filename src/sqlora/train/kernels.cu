@@ -2,10 +2,10 @@
 // T is the arrays' type; `get` and `put` turn it into float and back, and all sums are of floats.
 // KERNEL(name) declares a kernel. tests/unit/test_kernels.py runs this file on a CPU.
 
-// The pair of numbers that a thread turns. Heads lie token after token in `whole`, and head after head in `part`, where
-// queries, keys and values are arrays of their own. turns: each pair's angle at position 1; values are not turned.
 typedef unsigned long long Size;
 
+// The pair of numbers that a thread turns. Heads lie token after token in `whole`, and head after head in `part`, where
+// queries, keys and values are arrays of their own. turns: each pair's angle at position 1; values are not turned.
 struct Pair {
     float sine, cosine;
     int kind;

@@ -2,16 +2,16 @@
 the host more than the device needs for it.
 
 MLX compiles kernels that it is given as source in every process anew, two seconds each. So this module has NVRTC, the
-compiler that MLX brings along, compile kernels.cu, once a machine: it needs no headers, and takes half a second.
+compiler that MLX brings along, compile kernels.cu: it needs no headers, and all of it takes a third of a second.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -137,10 +137,11 @@ def choose_kernels(attention: Any, size: int, dtype: mx.Dtype) -> Kernels | None
         return None
     if rope.traditional or rope.dims != size or rope.dims % 2:
         return None
-    binary = compiled(name)
+    binary, turns = compiled(name), turns_of(rope)
     if binary is None:
         return None
-    return Kernels(dtype, binary, attention.n_heads, attention.n_kv_heads, size, turns_of(rope), float(attention.scale))
+    mx.eval(turns)  # or a compiled step computes them each time
+    return Kernels(dtype, binary, attention.n_heads, attention.n_kv_heads, size, turns, float(attention.scale))
 
 
 def turns_of(rope: nn.Module) -> mx.array:
@@ -162,25 +163,31 @@ def source_of(dtype: str) -> str:
     return declare + TYPES[dtype] + CODE.read_text(encoding="utf-8")
 
 
-@cache
+def begin_compiling(dtype: str) -> None:
+    """Begin to compile the kernels for a type, where there is a CUDA device: a thread does it meanwhile."""
+    if has_cuda() and dtype in TYPES:
+        _compiling(dtype)
+
+
 def compiled(dtype: str) -> bytes | None:
-    """The kernels for the device, from where MLX keeps its own or made now; None after a warning if neither works."""
+    """The kernels for the device; None, after a warning, if they cannot be compiled."""
+    return _compiling(dtype).result()
+
+
+@cache
+def _compiling(dtype: str) -> Future[bytes | None]:
+    background = ThreadPoolExecutor(max_workers=1)
+    compiling = background.submit(_compile, dtype)
+    background.shutdown(wait=False)
+    return compiling
+
+
+def _compile(dtype: str) -> bytes | None:
     try:
-        source, architecture = source_of(dtype), _architecture()
-        digest = hashlib.sha256(f"{architecture}{source}".encode()).hexdigest()[:16]
-        folder = os.environ.get("MLX_PTX_CACHE_DIR")
-        kept = Path(folder) / f"sqlora-{digest}.cubin" if folder else None
-        if kept and kept.exists():
-            return kept.read_bytes()
-        binary = compile_for(source, architecture)
-        if kept:
-            partial = kept.with_suffix(f".{os.getpid()}")
-            partial.write_bytes(binary)
-            partial.replace(kept)
+        return compile_for(source_of(dtype), _architecture())
     except (OSError, RuntimeError) as error:
         print(f"warning: no CUDA kernels of sqlora's own ({error}); training goes on, slower", file=sys.stderr)
         return None
-    return binary
 
 
 def compile_for(source: str, architecture: str) -> bytes:
@@ -217,6 +224,7 @@ def _text(size_of: Callable[..., int], get: Callable[..., int], program: ctypes.
 def _architecture() -> str:
     """Of the device that MLX computes on; mlx.launch shows each rank one device only."""
     driver = _load(("libcuda.so.1",))
+    _check(driver.cuInit(0))
     numbers = []
     for attribute in (_MAJOR, _MINOR):
         value = ctypes.c_int()
@@ -227,11 +235,12 @@ def _architecture() -> str:
 
 def _load(names: Sequence[str]) -> ctypes.CDLL:
     failure = OSError(f"there is no {names[0]}")
-    for name in names:
-        try:
-            return ctypes.CDLL(name)
-        except OSError as error:
-            failure = error
+    for mode in (os.RTLD_NOLOAD | os.RTLD_NOW, os.RTLD_NOW):  # the one that MLX has loaded, before any other
+        for name in names:
+            try:
+                return ctypes.CDLL(name, mode=mode)
+            except OSError as error:
+                failure = error
     raise failure
 
 

@@ -28,6 +28,7 @@ from sqlora.train.engine import Engine
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
+from sqlora.train.kernels import begin_compiling
 from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
 from sqlora.train.states import key_of
@@ -115,6 +116,7 @@ def train_adapter(
     try:
         with lock_if(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
+            begin_compiling(config["torch_dtype"])
             asked = watch if group.size == 1 else group.asked
             inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group, asked)
             frozen_seconds = perf_counter() - started
@@ -124,6 +126,8 @@ def train_adapter(
             # ranks have to agree, for a disk may show one of them the others' files late.
             shares = all(group.each(has_cuda() and len(group.disk) == group.size))
             upper.load(group if shares else ALONE)
+            inputs.written()
+            mx.clear_cache()  # what held the states
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())

@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
 ROOT = Path(".sqlora/states")
@@ -73,6 +73,7 @@ class StateStore:
         self._maps: dict[int, NDArray[np.generic]] = {}
         self._settling = ThreadPoolExecutor(max_workers=1)
         self._writing: Future[None] | None = None
+        self._lock: BaseFileLock | None = None
         self._unsettled: list[Future[None]] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._mend()
@@ -80,7 +81,7 @@ class StateStore:
         os.utime(folder)  # the least recently used folder goes first when space is short
 
     def __contains__(self, key: str) -> bool:
-        self._wait()
+        self.wait()
         return key in self._places
 
     def add(self, states: Iterable[tuple[str, NDArray[np.generic]]], *, later: bool = False) -> None:
@@ -89,23 +90,38 @@ class StateStore:
         They can be read at once. They come to the disk, and then into the index, while the caller goes on: `settle`.
 
         Args:
-            later: write them while the caller goes on, too; whoever asks for something waits, and gets the error if
-                they cannot be written.
-        """
-        self._wait()
-        if later:
-            self._writing = self._settling.submit(self._write, states)
-        else:
-            self._write(states)
+            later: write them while the caller goes on, too; whoever asks for something waits.
 
-    def _wait(self) -> None:
-        """Until all that was added is in the files."""
-        if self._writing is not None:
-            self._writing.result()
+        Raises:
+            OSError: they cannot be written. Those that are written later raise it in whatever is asked for next.
+        """
+        self.wait()
+        places: list[Place] = []  # filled by whoever writes; both tasks are queued now, for at exit none can be
+        if later:
+            self._writing = self._settling.submit(self._write, states, places)
+        else:
+            self._write(states, places)
+        self._unsettled.append(self._settling.submit(self._settle, places))
+
+    def wait(self) -> None:
+        """Until all that was added is in the files.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        writing = self._writing  # two threads may wait
+        if writing is not None:
+            writing.result()
             self._writing = None
 
-    def _write(self, states: Iterable[tuple[str, NDArray[np.generic]]]) -> None:
-        places = []
+    def _write(self, states: Iterable[tuple[str, NDArray[np.generic]]], places: list[Place]) -> None:
+        try:
+            self._append(states, places)
+        except BaseException:
+            places.clear()  # all of them or none
+            raise
+
+    def _append(self, states: Iterable[tuple[str, NDArray[np.generic]]], places: list[Place]) -> None:
         with open(self._states(self._part), "ab") as file:
             start, left = divmod(file.seek(0, os.SEEK_END), self._row)
             assert (start, left) == (self._ends.get(self._part, 0), 0), "another process has added to this part"
@@ -120,7 +136,6 @@ class StateStore:
                 start += len(array)
         self._ends[self._part] = start
         self._maps.pop(self._part, None)
-        self._unsettled.append(self._settling.submit(self._settle, places))
 
     def settle(self) -> None:
         """Wait until all that was added has come to the disk and into the index.
@@ -128,10 +143,14 @@ class StateStore:
         Raises:
             OSError: it could not.
         """
-        self._wait()
+        self.wait()
         for future in self._unsettled:
             future.result()
         self._unsettled.clear()
+
+    def hold(self, lock: BaseFileLock) -> None:
+        """Keep a lock for as long as this store, and what it has to write, is there."""
+        self._lock = lock
 
     def _settle(self, places: Sequence[Place]) -> None:
         with open(self._states(self._part), "ab") as file:
@@ -144,7 +163,7 @@ class StateStore:
 
     def refresh(self) -> None:
         """See what other processes have settled."""
-        self._wait()
+        self.wait()
         self._maps = {}
         for path in sorted(self.folder.glob("index-*.jsonl")):
             for place in self._entries(int(path.stem.removeprefix("index-"))):
@@ -153,12 +172,12 @@ class StateStore:
 
     def added(self) -> list[tuple[Place, int]]:
         """What this process has added, each with the CRC-32 of its last row, which depends on all tokens."""
-        self._wait()
+        self.wait()
         return list(self._added)
 
     def learn(self, added: Iterable[tuple[Place, int]]) -> None:
         """See what other processes have added, on the disk or not yet, where the files here hold it."""
-        self._wait()
+        self.wait()
         for place, tail in added:
             if place.part != self._part and self._crc(replace(place, start=place.end - 1, count=1)) == tail:
                 self._note(place)
@@ -172,7 +191,7 @@ class StateStore:
         Looks at what earlier processes stored and at no example twice. Where an example has states in several places,
         one that is sound is enough.
         """
-        self._wait()
+        self.wait()
         keys = [key for key in keys if key in self._places and key not in self._checked]
         with ThreadPoolExecutor(max_workers=min(_CHECKERS, os.cpu_count() or 1)) as pool:
             found = list(chain.from_iterable(pool.map(self._unsound, keys)))
@@ -181,7 +200,7 @@ class StateStore:
 
     def drop(self, places: Iterable[Place]) -> list[str]:
         """Forget places; returns the examples that have no other one, and are to be computed again."""
-        self._wait()
+        self.wait()
         lost = []
         for place in places:
             self._damaged.add((place.part, place.start))
@@ -198,7 +217,7 @@ class StateStore:
         Returns:
             (len(keys), length, width)
         """
-        self._wait()
+        self.wait()
         batch = np.zeros((len(keys), length, self.width), dtype=self.dtype)
         for row, key in enumerate(keys):
             place = self._places[key][0]

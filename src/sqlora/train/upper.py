@@ -26,8 +26,8 @@ from sqlora.train.states import StateStore, key_of
 # Of one wave through the frozen layers, at least: its states are in memory together.
 WAVE_TOKENS = 131_072
 BATCH_TOKENS = 2_048
-# Of the states of a wave, on CUDA: these are written while the trained layers are read. They lie in memory beside
-# those, so no more of them than a small run needs for its steps.
+# Of the last wave's states, on CUDA: so many are written while the trained layers are read. They lie in memory beside
+# those; training's own room (sqlora.plan.prediction) is larger, so they are never the peak.
 _WRITTEN_LATER = 500_000_000
 
 Item = tuple[str, tuple[int, ...]]
@@ -123,7 +123,8 @@ def fill_store(
     missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
     total = len(missing) * frozen
     with progress("frozen layers", total=total, unit="example-layer") as bar:
-        for wave in _waves(missing, buckets):
+        waves = list(_waves(missing, buckets))
+        for number, wave in enumerate(waves, 1):
             batches = list(_batches(wave, buckets))
             model, _ = load_lazily(folder)
             states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
@@ -137,11 +138,12 @@ def fill_store(
                 del layer
                 bar.update(len(wave))
             done = [(items, states.pop(0)) for items, _ in batches]
-            now = len(done) - _last_of(done, _WRITTEN_LATER if has_cuda() else 0)
-            store.add(_rows(done[:now]))
-            if now < len(done):
-                store.add(_rows([(items, _numpy(state)) for items, state in done[now:]]), later=True)
-            del done
+            most = _WRITTEN_LATER if number == len(waves) and has_cuda() else 0
+            later = [done.pop() for _ in range(_last_of(done, most))][::-1]
+            store.add(_rows(done))
+            if later:
+                store.add(_rows([(items, _numpy(state)) for items, state in later]), later=True)
+            del later
             mx.clear_cache()
     return len(missing)
 
