@@ -29,8 +29,8 @@ from sqlora.prefetch import prefetch
 from sqlora.runtime import cut_graphs
 from sqlora.tokenizer import Encoded
 from sqlora.train import fused as fused_layers
+from sqlora.train.cuda.kernels import choose_kernels
 from sqlora.train.feed import Ready, transfer
-from sqlora.train.kernels import choose_kernels
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import make_batch
 from sqlora.train.step import Stepper

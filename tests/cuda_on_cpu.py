@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqlora.train.kernels import Kernels, name_of, source_of
+from sqlora.train.cuda.kernels import Kernels, name_of, source_of
 
 Array = NDArray[np.generic]
 THREADS = 256

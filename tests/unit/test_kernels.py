@@ -18,9 +18,9 @@ import pytest
 from mlx_lm.models import llama
 from mlx_lm.models.rope_utils import Llama3RoPE
 
-from sqlora.train import kernels
 from sqlora.train.attention import attend, attend_back, make_mask
-from sqlora.train.kernels import (
+from sqlora.train.cuda import kernels
+from sqlora.train.cuda.kernels import (
     Kernels,
     begin_compiling,
     choose_kernels,

@@ -254,9 +254,9 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind="all")
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
     for own in (False, True):
-        monkeypatch.setattr("sqlora.train.kernels.has_cuda", lambda own=own: own)
+        monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
         monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
-        monkeypatch.setattr("sqlora.train.kernels.compiled", lambda dtype: b"")
+        monkeypatch.setattr("sqlora.train.cuda.kernels.compiled", lambda dtype: b"")
         upper = Upper(load_base(folder)[0], 0)
         upper.freeze()
         upper.checkpointing = True

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlora.mlx import mx
 
+from sqlora.train.cuda.kernels import Kernels
 from sqlora.train.exponential import softmax
-from sqlora.train.kernels import Kernels
 
 # Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
 # cuDNN plan for every new shape, at a tenth of a second each; for longer inputs the memory that it saves is worth that.

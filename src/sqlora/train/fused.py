@@ -3,7 +3,7 @@
 The projections that read the same input are one product (sqlora.merged), on the way back too; so are their adapters,
 whose second factors stand in one matrix with zeros between them. All heads are turned at once, and the adapters of all
 layers are taken out of the vector with one index, and their gradients put back with another. On a CUDA device kernels
-of sqlora's own do what stands between the products (sqlora.train.kernels).
+of sqlora's own do what stands between the products (sqlora.train.cuda.kernels).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sqlora.llama import GROUPS, projections
 from sqlora.merged import merge, product, product_back
 from sqlora.train.attention import PLAIN_ATTENTION, Attended, attend, attend_back, make_mask
-from sqlora.train.kernels import choose_kernels
+from sqlora.train.cuda.kernels import choose_kernels
 from sqlora.train.layer import Frame, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 

@@ -24,11 +24,11 @@ from sqlora.runtime import has_cuda
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
+from sqlora.train.cuda.kernels import begin_compiling
 from sqlora.train.engine import Engine
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
-from sqlora.train.kernels import begin_compiling
 from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
 from sqlora.train.states import key_of

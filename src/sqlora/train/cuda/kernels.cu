@@ -1,4 +1,4 @@
-// What stands between a layer's matrix products, for sqlora.train.kernels, which compiles this file with NVRTC.
+// What stands between a layer's matrix products, for sqlora.train.cuda.kernels, which compiles this file with NVRTC.
 // T is the arrays' type; `get` and `put` turn it into float and back, and all sums are of floats.
 // KERNEL(name) declares a kernel. tests/unit/test_kernels.py runs this file on a CPU.
 
