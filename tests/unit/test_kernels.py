@@ -211,9 +211,11 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(kernels, "has_cuda", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
     monkeypatch.setattr(kernels, "_architecture", lambda: "sm_90")
-    kernels._compiling.cache_clear()
+    for function in (kernels._compiling, compiled):
+        function.cache_clear()
     yield
-    kernels._compiling.cache_clear()
+    for function in (kernels._compiling, compiled):
+        function.cache_clear()
 
 
 def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
@@ -234,10 +236,11 @@ def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.Mon
 
 def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     made: list[str] = []
-    go_on = threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def slow(source: str, architecture: str) -> bytes:
         made.append(architecture)
+        begun.set()
         assert go_on.wait(10)
         return source.encode()
 
@@ -245,18 +248,31 @@ def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch
     begin_compiling("float32")
     begin_compiling("float32")
     begin_compiling("int32")  # there are none
+    assert begun.wait(10), "it goes on by itself"
+    assert kernels._compiling.cache_info().currsize == 1
     go_on.set()
     assert compiled("float32") == compiled("float32") == source_of("float32").encode()
     assert made == ["sm_90"]
+    monkeypatch.setattr(kernels, "has_cuda", lambda: False)
+    begin_compiling("bfloat16")
+    assert kernels._compiling.cache_info().currsize == 1
 
 
 def test_without_a_compiler_training_goes_on_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: None
 ) -> None:
-    monkeypatch.setattr(kernels, "_LIBRARIES", ("libnvrtc-none.so",))
+    monkeypatch.setattr(kernels, "_LIBRARIES", ("libnvrtc-none.so", "libnvrtc-neither.so"))
+    begin_compiling("float32")
+    kernels._compiling("float32").result()
+    assert not capsys.readouterr().err, "nobody has asked for them yet"
     assert choose_kernels(attention(), SIZE, mx.float32) is None
     assert choose_kernels(attention(), SIZE, mx.float32) is None
-    assert capsys.readouterr().err.count("warning: no CUDA kernels of sqlora's own (libnvrtc-none.so") == 1
+    assert (
+        capsys.readouterr().err.count(
+            "warning: no CUDA kernels of sqlora's own (there is no libnvrtc-none.so and no libnvrtc-neither.so)"
+        )
+        == 1
+    )
 
 
 def test_the_source_declares_each_kernel_that_is_asked_for() -> None:

@@ -103,6 +103,38 @@ def test_the_lock_is_held_until_what_is_written_later_is_written(tmp_path: Path)
         assert np.array_equal(StateStore(tmp_path / "s", 4, "float32").read(["a"], 3)[0], states(1, 3))
 
 
+def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller then lets go of the lock."""
+    go_on = threading.Event()
+    settle, store = StateStore._settle, StateStore(tmp_path / "s", 4, "float32")
+
+    def first_fails(self: StateStore, places: Sequence[Place]) -> None:
+        if places[0].key == "a":
+            raise OSError(28, "No space left on device")
+        assert go_on.wait(10)
+        settle(self, places)
+
+    monkeypatch.setattr(StateStore, "_settle", first_fails)
+    store.add([("a", states(1, 3))])
+    store.add([("b", states(2, 5))])
+    with ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(store.settle)
+        time.sleep(0.05)
+        assert not answer.done()
+        go_on.set()
+        with pytest.raises(OSError, match="No space left"):
+            answer.result(10)
+    assert "b" in StateStore(tmp_path / "s", 4, "float32")
+
+
+def test_what_could_not_be_added_is_not_there(tmp_path: Path) -> None:
+    store = StateStore(tmp_path / "s", 4, "float32")
+    with pytest.raises(OSError, match="No space left"):
+        store.add(full())
+    assert "a" not in store
+    assert store.added() == []
+
+
 def test_what_is_written_later_is_kept_when_the_process_ends(tmp_path: Path) -> None:
     code = """
 import sys, time, numpy as np
@@ -124,11 +156,12 @@ sys.exit(1)
     assert all(key in StateStore(tmp_path / "s", 4, "float32") for key in "abc")
 
 
-def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Path) -> None:
-    def full() -> Iterator[tuple[str, np.ndarray]]:
-        yield "a", states(1, 3)
-        raise OSError(28, "No space left on device")
+def full() -> Iterator[tuple[str, np.ndarray]]:
+    yield "a", states(1, 3)
+    raise OSError(28, "No space left on device")
 
+
+def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Path) -> None:
     store = StateStore(tmp_path / "s", 4, "float32")
     store.add(full(), later=True)
     for _ in range(2):

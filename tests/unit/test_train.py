@@ -11,7 +11,7 @@ import resource
 import shutil
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,6 +32,7 @@ from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train import upper as upper_module
 from sqlora.train.buckets import batch_indices
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Engine
@@ -344,19 +345,48 @@ def test_on_cuda_the_last_states_are_written_later(
     add = StateStore.add
 
     def counted(self: StateStore, states: Any, *, later: bool = False) -> None:
-        states = list(states)
-        sizes.append((len(states), later))
-        add(self, states, later=later)
+        def each() -> Iterator[Any]:
+            for one in states:
+                sizes[place] = sizes[place][0] + 1, later
+                yield one
 
+        place = len(sizes)
+        sizes.append((0, later))
+        add(self, each(), later=later)
+
+    numpy, threads = upper_module._numpy, set()
+    monkeypatch.setattr(upper_module, "_numpy", lambda one: (threads.add(threading.current_thread()), numpy(one))[1])
     monkeypatch.setattr(StateStore, "add", counted)
     store = StateStore(tmp_path / "two", width, "float32")
     fill_store(store, model_folder, 2, rows, (10, 14, 20))
+    store.wait()
+    assert threads == {threading.current_thread()}, "no other computes with MLX"
     assert [later for _, later in sizes] == [False] * (len(expected) - (most > 0)) + [True] * (most > 0)
     assert [count for count, _ in sizes] == expected
     at_once.settle()
     store.settle()
     assert (tmp_path / "one/states-0.bin").read_bytes() == (tmp_path / "two/states-0.bin").read_bytes()
     assert (tmp_path / "one/index-0.jsonl").read_text() == (tmp_path / "two/index-0.jsonl").read_text()
+
+
+def test_states_that_cannot_be_written_end_the_run_before_its_first_step(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = StateStore._append
+
+    def full(self: StateStore, *given: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, *given)
+
+    monkeypatch.setattr(StateStore, "_append", full)
+    monkeypatch.setattr("sqlora.train.upper.has_cuda", lambda: True)
+    steppers: list[Any] = []
+    monkeypatch.setattr("sqlora.train.run.Stepper", lambda *_, **__: steppers.append(1))
+    with pytest.raises(OSError, match="No space left"):
+        run(model_folder)
+    assert not steppers
 
 
 def test_with_and_without_stored_states_a_run_learns_the_same(

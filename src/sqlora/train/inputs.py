@@ -123,7 +123,8 @@ def prepare_inputs(
                 "computes them again. Free some space.",
                 file=sys.stderr,
             )
-        lock.release()
+        finally:
+            lock.release()
 
     return Inputs(stored, row, computed, reused, store.wait, settle)
 

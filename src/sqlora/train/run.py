@@ -116,7 +116,7 @@ def train_adapter(
     try:
         with lock_if(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
-            begin_compiling(config["torch_dtype"])
+            begin_compiling(config.get("torch_dtype", ""))
             asked = watch if group.size == 1 else group.asked
             inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group, asked)
             frozen_seconds = perf_counter() - started

@@ -13,6 +13,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -112,7 +113,8 @@ class StateStore:
         writing = self._writing  # two threads may wait
         if writing is not None:
             writing.result()
-            self._writing = None
+            if self._writing is writing:
+                self._writing = None
 
     def _write(self, states: Iterable[tuple[str, NDArray[np.generic]]], places: list[Place]) -> None:
         try:
@@ -122,6 +124,7 @@ class StateStore:
             raise
 
     def _append(self, states: Iterable[tuple[str, NDArray[np.generic]]], places: list[Place]) -> None:
+        added = []
         with open(self._states(self._part), "ab") as file:
             start, left = divmod(file.seek(0, os.SEEK_END), self._row)
             assert (start, left) == (self._ends.get(self._part, 0), 0), "another process has added to this part"
@@ -130,10 +133,12 @@ class StateStore:
                 assert array.shape[1] == self.width
                 file.write(np.ascontiguousarray(array).data)
                 places.append(Place(key, self._part, start, len(array), 0))
-                self._added.append((places[-1], zlib.crc32(np.ascontiguousarray(array[-1]).data)))
-                self._note(places[-1])
-                self._checked.add(key)
+                added.append((places[-1], zlib.crc32(np.ascontiguousarray(array[-1]).data)))
                 start += len(array)
+        for place in places:
+            self._note(place)
+            self._checked.add(place.key)
+        self._added += added
         self._ends[self._part] = start
         self._maps.pop(self._part, None)
 
@@ -143,6 +148,7 @@ class StateStore:
         Raises:
             OSError: it could not.
         """
+        futures.wait(self._unsettled)  # all of them: none may still write when the caller lets go of the lock
         self.wait()
         for future in self._unsettled:
             future.result()

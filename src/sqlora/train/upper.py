@@ -26,8 +26,8 @@ from sqlora.train.states import StateStore, key_of
 # Of one wave through the frozen layers, at least: its states are in memory together.
 WAVE_TOKENS = 131_072
 BATCH_TOKENS = 2_048
-# Of the last wave's states, on CUDA: so many are written while the trained layers are read. They lie in memory beside
-# those; training's own room (sqlora.plan.prediction) is larger, so they are never the peak.
+# Of the last wave's states, on CUDA: so many bytes are written while a single process reads the trained layers (several
+# wait, to tell each other). They lie in memory beside those; training's own room (sqlora.plan.prediction) is larger.
 _WRITTEN_LATER = 500_000_000
 
 Item = tuple[str, tuple[int, ...]]
@@ -106,7 +106,8 @@ def fill_store(
 
     Two layers' weights are in memory at a time: the one that computes and the next, which is read meanwhile. An
     example's states depend on its own bucket only, not on what else is computed: all batches of a bucket have one
-    shape, so a run that was killed and repeated gets the same bits.
+    shape, so a run that was killed and repeated gets the same bits. On CUDA the last states may be on their way to the
+    store's files when this returns (StateStore.add).
 
     Args:
         folder: of the converted model.

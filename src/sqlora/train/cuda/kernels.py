@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -169,25 +170,30 @@ def begin_compiling(dtype: str) -> None:
         _compiling(dtype)
 
 
+@cache
 def compiled(dtype: str) -> bytes | None:
     """The kernels for the device; None, after a warning, if they cannot be compiled."""
-    return _compiling(dtype).result()
+    made = _compiling(dtype).result()
+    if isinstance(made, bytes):
+        return made
+    print(f"warning: no CUDA kernels of sqlora's own ({made}); training goes on, slower", file=sys.stderr)
+    return None
 
 
 @cache
-def _compiling(dtype: str) -> Future[bytes | None]:
+def _compiling(dtype: str) -> Future[bytes | Exception]:
     background = ThreadPoolExecutor(max_workers=1)
     compiling = background.submit(_compile, dtype)
     background.shutdown(wait=False)
     return compiling
 
 
-def _compile(dtype: str) -> bytes | None:
+def _compile(dtype: str) -> bytes | Exception:
+    """The kernels, or why there are none."""
     try:
         return compile_for(source_of(dtype), _architecture())
-    except (OSError, RuntimeError) as error:
-        print(f"warning: no CUDA kernels of sqlora's own ({error}); training goes on, slower", file=sys.stderr)
-        return None
+    except (OSError, RuntimeError, AttributeError) as error:  # the last: a function that this NVRTC lacks
+        return error
 
 
 def compile_for(source: str, architecture: str) -> bytes:
@@ -234,14 +240,11 @@ def _architecture() -> str:
 
 
 def _load(names: Sequence[str]) -> ctypes.CDLL:
-    failure = OSError(f"there is no {names[0]}")
     for mode in (os.RTLD_NOLOAD | os.RTLD_NOW, os.RTLD_NOW):  # the one that MLX has loaded, before any other
         for name in names:
-            try:
+            with suppress(OSError):
                 return ctypes.CDLL(name, mode=mode)
-            except OSError as error:
-                failure = error
-    raise failure
+    raise OSError(f"there is no {' and no '.join(names)}")
 
 
 def _check(code: int) -> None:
