@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqlora.train.cuda.kernels import Kernels, name_of, source_of
+from sqlora.train.cuda.kernels import PRODUCTS, TYPES, Kernels, name_of, source_of
 
 Array = NDArray[np.generic]
 THREADS = 256
@@ -35,20 +35,52 @@ static std::barrier<>* whole;
 static std::vector<std::barrier<>*> warps;
 static float registers[1024];
 static void __syncthreads() { whole->arrive_and_wait(); }
-static float __shfl_xor_sync(unsigned, float value, int mask) {
+static float __shfl_sync(unsigned, float value, int lane) {
     auto& warp = *warps[threadIdx.x / 32];
     registers[threadIdx.x] = value;
     warp.arrive_and_wait();
-    const float other = registers[threadIdx.x ^ mask];
+    const float other = registers[threadIdx.x / 32 * 32 + lane];
     warp.arrive_and_wait();
     return other;
 }
+static float __shfl_xor_sync(unsigned all, float value, int mask) {
+    return __shfl_sync(all, value, threadIdx.x % 32 ^ mask);
+}
+static int min(int one, int other) { return one < other ? one : other; }
+static int max(int one, int other) { return one > other ? one : other; }
 static float rsqrtf(float x) { return 1 / std::sqrt(x); }
 static float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 static unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 #define __shared__ static
-#define __device__ static
+#define __device__
 #define __global__
+"""
+# In place of what the source says in PTX: a float16's conversions, and products of parts that lie as PTX's manual says.
+_FLOAT16 = """
+typedef unsigned short T;
+static float get(T x) { return std::bit_cast<_Float16>(x); }
+static T put(float x) { return std::bit_cast<T>(_Float16(x)); }
+"""
+_MULTIPLY = """
+#define MULTIPLY
+static unsigned lefts[1024][4], rights[1024][2];
+static void multiply(float* c, const unsigned* a, const unsigned* b) {
+    const unsigned thread = threadIdx.x, warp = thread / 32 * 32, group = thread % 32 / 4, lane = thread % 4;
+    auto& all = *warps[thread / 32];
+    for (int i = 0; i < 4; i++) lefts[thread][i] = a[i];
+    for (int i = 0; i < 2; i++) rights[thread][i] = b[i];
+    all.arrive_and_wait();
+    for (int i = 0; i < 4; i++) {
+        const unsigned row = group + (i < 2 ? 0 : 8), column = lane * 2 + i % 2;
+        for (unsigned k = 0; k < 16; k++) {
+            // Of a: row % 8 and k % 8 / 2 say which thread has it; the next bits, which register; the last, which half.
+            const unsigned left = lefts[warp + row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2] >> k % 2 * 16;
+            const unsigned right = rights[warp + column * 4 + k % 8 / 2][k / 8] >> k % 2 * 16;
+            c[i] += get(T(left)) * get(T(right));
+        }
+    }
+    all.arrive_and_wait();
+}
 """
 _LAUNCH = """
 struct Pointer {
@@ -83,11 +115,19 @@ def use(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> list[str]:
         shapes: Sequence[Sequence[int]],
         threads: int,
         numbers: Sequence[int | float],
+        dtypes: Sequence[mx.Dtype] = (),
+        floats: mx.array | None = None,
+        block: int = THREADS,
     ) -> list[mx.array]:
         done.append(name)
-        inputs = [np.array(one.view(mx.uint16) if one.dtype == mx.bfloat16 else one) for one in arrays]
+        for one in arrays:
+            assert one.dtype == (mx.float32 if one is floats else self.dtype)
+        inputs = [np.array(one if one.dtype == mx.float32 else one.view(mx.uint16)) for one in arrays]
         dtype = str(self.dtype).rpartition(".")[2]
-        return [mx.array(one).view(self.dtype) for one in run(name, dtype, inputs, shapes, threads, numbers, scratch)]
+        wanted = list(dtypes) or [self.dtype] * len(shapes)
+        out = [np.float32 if one == mx.float32 else np.uint16 for one in wanted]
+        found = run(name, dtype, inputs, shapes, threads, numbers, scratch, out=out, block=block)
+        return [mx.array(array).view(one) for array, one in zip(found, wanted, strict=True)]
 
     monkeypatch.setattr(Kernels, "_run", here)
     return done
@@ -103,28 +143,39 @@ def run(
     scratch: Path,
     *,
     text: str | None = None,
-    out: type[np.generic] | None = None,
+    out: Sequence[type[np.generic]] = (),
+    block: int = THREADS,
 ) -> list[Array]:
     """The kernel's outputs, of the type of its first input unless `out` is given.
 
     Args:
         text: a source other than sqlora's own.
-        dtype: MLX's name of that type; a bfloat16 is given as uint16.
-        shapes: of the outputs.
+        dtype: MLX's name of that type; one of 16 bits is given as uint16.
+        shapes, out: of the outputs.
         scratch: a folder for what is compiled.
     """
     arguments = [f"Pointer{{arrays[{place}]}}" for place in range(len(inputs) + len(shapes))]
     arguments += [f"{'floats' if isinstance(number, float) else 'ints'}[{at}]" for at, number in enumerate(numbers)]
     call = f"{name_of(kernel, dtype)}({', '.join(arguments)})"
-    text = _DEVICE + (text or source_of(dtype)) + _LAUNCH.replace("CALL", call)
+    text = _without_ptx(text or source_of(kernel, dtype), dtype)
+    text = _DEVICE + text + _LAUNCH.replace("CALL", call)
     library = scratch / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.so"
     if not library.exists():
-        command = ["g++", "-std=c++20", "-shared", "-fPIC", "-pthread", "-x", "c++", "-", "-o", str(library)]
+        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-x", "c++", "-", "-o", str(library)]
         subprocess.run(command, input=text, text=True, check=True)
     arrays = [np.ascontiguousarray(array) for array in inputs]
-    outputs: list[Array] = [np.zeros(shape, dtype=out or arrays[0].dtype) for shape in shapes]
+    types = list(out) or [arrays[0].dtype.type] * len(shapes)
+    # What a kernel leaves out is not a number.
+    filling = (0xFFFF if one == np.uint16 else np.nan for one in types)
+    outputs: list[Array] = [np.full(*each) for each in zip(shapes, filling, types, strict=True)]
     pointers = (ctypes.c_void_p * len(arguments))(*(array.ctypes.data for array in (*arrays, *outputs)))
     ints = (ctypes.c_int * len(numbers))(*(int(number) for number in numbers))
     floats = (ctypes.c_float * len(numbers))(*(float(number) for number in numbers))
-    ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // THREADS), THREADS)
+    ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // block), block)
     return outputs
+
+
+def _without_ptx(text: str, dtype: str) -> str:
+    if dtype in PRODUCTS:
+        text = text.replace(PRODUCTS[dtype], _MULTIPLY)
+    return text.replace(TYPES[dtype], _FLOAT16) if dtype == "float16" else text

@@ -7,6 +7,7 @@ import re
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,14 @@ from sqlora.train.cuda.kernels import (
     choose_kernels,
     compile_for,
     compiled,
+    names_of,
     source_of,
     turns_of,
 )
 from sqlora.train.layer import normed_back
 
 ROWS, QUERIES, KEYS, SIZE = 2, 4, 2, 8
+WIDTH = (QUERIES + 2 * KEYS) * SIZE
 SCALE = SIZE**-0.5
 LLAMA3 = {"factor": 8.0, "original_max_position_embeddings": 64}
 ROPES: dict[str, Callable[[], Any]] = {
@@ -54,8 +57,13 @@ def random_array(*shape: int, seed: int = 1) -> mx.array:
     return mx.array(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
-def of(rope: Any, dtype: mx.Dtype = mx.float32) -> Kernels:
-    return Kernels(dtype, b"", QUERIES, KEYS, SIZE, turns_of(rope), SCALE)
+def of(rope: Any, dtype: mx.Dtype = mx.float32, size: int = SIZE) -> Kernels:
+    binaries = dict.fromkeys(names_of(str(dtype).rpartition(".")[2], size), b"")
+    return Kernels(dtype, binaries, QUERIES, KEYS, size, turns_of(rope), size**-0.5)
+
+
+def attention_kernels(dtype: mx.Dtype, size: int) -> Kernels:
+    return of(nn.RoPE(size), dtype, size)
 
 
 def near(found: Any, expected: mx.array, most: float = 2e-6) -> None:
@@ -78,7 +86,103 @@ def test_heads_are_turned_and_turned_back(name: str, length: int) -> None:
     for one, other in zip(found, expected(flat), strict=True):
         near(one, other)
     gradients = [random_array(*one.shape, seed=seed) for seed, one in enumerate(found)]
-    near(of(rope).turn_back(*gradients), mx.vjp(expected, [flat], gradients)[1][0])
+    near(of(rope).turn_back(*gradients)[0], mx.vjp(expected, [flat], gradients)[1][0])
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("length", "rank"), [(1, 8), (7, 24)])
+def test_an_adapter_is_added_before_heads_are_turned(length: int, rank: int) -> None:
+    own = of(ROPES["plain"]())
+    flat, second = random_array(ROWS * length, WIDTH), random_array(rank, WIDTH, seed=2)
+    low = random_array(ROWS * length, rank, seed=3)
+    found, expected = own.turn(flat, ROWS, length, (low, second)), own.turn(flat + low @ second, ROWS, length)
+    for one, other in zip(found, expected, strict=True):
+        near(one, other, 1e-5)
+    heads, reduced = own.turn_back(*found, second)
+    near(heads, own.turn_back(*found)[0])
+    near(reduced, heads @ second.T, 1e-5)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_gradients_of_heads_that_share_a_key_are_added_up() -> None:
+    own = of(ROPES["plain"]())
+    query, key, value = (random_array(ROWS, QUERIES, 5, SIZE, seed=seed) for seed in range(3))
+    key_sum, value_sum = (one.reshape(ROWS, KEYS, -1, 5, SIZE).sum(axis=2) for one in (key, value))
+    near(own.turn_back(query, key, value)[0], own.turn_back(query, key_sum, value_sum)[0])
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(
+    ("length", "window"), [(1, None), (16, None), (37, None), (40, 64), (50, 20), (33, 5), (49, 1), (49, 16), (49, 17)]
+)
+def test_attention_of_16_bits_is_that_of_mlx(length: int, window: int | None) -> None:
+    check_attention(mx.float16, 64, length, window, 1.5e-3)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_attention_of_larger_heads_is_that_of_mlx() -> None:
+    check_attention(mx.bfloat16, 128, 21, None, 1e-2)
+
+
+def check_attention(dtype: mx.Dtype, size: int, length: int, window: int | None, most: float) -> None:
+    """By the kernels, and in float32 by MLX: errors are below a share of the largest number."""
+    own = attention_kernels(dtype, size)
+    inputs = [random_array(ROWS, heads, length, size, seed=heads).astype(dtype) for heads in (QUERIES, KEYS, KEYS)]
+    query, key, value = (one.astype(mx.float32) for one in inputs)
+    mask = make_mask(length, mx.float32, QUERIES // KEYS, window)
+    expected, kept = attend(query, key, value, mask, own.scale)
+    found, own_kept = attend(*inputs, None, own.scale, own, window)
+    assert own_kept.weights is None
+    gradient = random_array(*found.shape, seed=9).astype(dtype)
+    back = attend_back(gradient.astype(mx.float32), kept, mask, own.scale)
+    own_back = list(attend_back(gradient, own_kept, None, own.scale, own, window))
+    for place in (1, 2):
+        parts = own_back[place].astype(mx.float32).reshape(ROWS, KEYS, -1, length, size)
+        own_back[place] = parts.sum(axis=2)
+    for one, other in zip((found, *own_back), (expected, *back), strict=True):
+        error = np.abs(np.array(one.astype(mx.float32)) - np.array(other)).max()
+        assert error <= most * max(1, np.abs(np.array(other)).max())
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_large_scores_of_16_bits_do_not_overflow() -> None:
+    own = attention_kernels(mx.bfloat16, 64)
+    query, key, value = (random_array(1, heads, 20, 64).astype(mx.bfloat16) * 1e3 for heads in (QUERIES, KEYS, KEYS))
+    mixed, sums = own.attend(query, key, value, None)
+    gradients = own.attend_back(mixed, query, key, value, mixed, sums, None)
+    assert all(np.isfinite(np.array(one.astype(mx.float32))).all() for one in (mixed, sums, *gradients))
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("tokens", "width", "rank"), [(1, 4, 8), (6, 300, 24), (9, 1028, 8)])
+def test_an_adapter_between_norm_and_products(tokens: int, width: int, rank: int) -> None:
+    own, norm = of(ROPES["plain"]()), nn.RMSNorm(width, eps=1e-5)
+    norm.weight = random_array(width, seed=3)
+    state, gradient, rest = (random_array(tokens, width, seed=seed) for seed in (4, 5, 6))
+    first = random_array(rank, width, seed=7)
+    inputs, low = own.norm_low(state, norm.weight, first, norm.eps)
+    near(inputs, norm(state), 1e-5)
+    near(low, norm(state) @ first.T, 1e-4)
+    reduced = random_array(tokens, rank, seed=9)
+    found = own.norm_back(state, norm.weight, gradient, rest, norm.eps, (reduced, first))
+    near(found, rest + normed_back(norm, state, gradient + reduced @ first), 1e-4)
+    heads = random_array(tokens, WIDTH, seed=10)
+    d_first, d_second = mx.split(own.factors_back(inputs, reduced, low, heads), [rank * width])
+    near(d_first.reshape(rank, width), reduced.T @ inputs, 1e-4)
+    near(d_second.reshape(rank, WIDTH), low.T @ heads, 1e-4)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 4), (5, 300)])
+def test_the_way_back_of_gates(tokens: int, inner: int) -> None:
+    gates, gradient = random_array(tokens, 2 * inner) * 3, random_array(tokens, inner, seed=2)
+
+    def gated(both: mx.array) -> mx.array:
+        gate, up = mx.split(both, 2, axis=1)
+        return nn.silu(gate) * up
+
+    expected = mx.vjp(gated, [gates], [gradient])[1][0]
+    near(of(ROPES["plain"]()).gates_back(gradient, gates), expected, 1e-5)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -104,7 +208,7 @@ def test_large_scores_do_not_overflow() -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize("width", [8, 300, 1024])
+@pytest.mark.parametrize("width", [8, 300, 1028])
 def test_the_way_back_of_a_norm(width: int) -> None:
     norm = nn.RMSNorm(width, eps=1e-5)
     norm.weight = random_array(width, seed=3)
@@ -115,13 +219,12 @@ def test_the_way_back_of_a_norm(width: int) -> None:
 
 def put_in_bfloat16(numbers: mx.array, scratch: Path) -> list[int]:
     """By the source's own function, in a kernel around it."""
-    text = (
-        source_of("bfloat16") + "KERNEL(put)(const float* from, T* to) { to[threadIdx.x] = put(from[threadIdx.x]); }\n"
-    )
+    own = "KERNEL(put)(const float* from, T* to) { to[threadIdx.x] = put(from[threadIdx.x]); }\n"
+    text = source_of("put", "bfloat16") + own
     shapes, threads = [(cuda_on_cpu.THREADS,)], cuda_on_cpu.THREADS
     padded = np.zeros(threads, dtype=np.float32)
     padded[: numbers.size] = np.array(numbers)
-    found = cuda_on_cpu.run("put", "bfloat16", [padded], shapes, threads, [], scratch, text=text, out=np.uint16)
+    found = cuda_on_cpu.run("put", "bfloat16", [padded], shapes, threads, [], scratch, text=text, out=[np.uint16])
     return [int(one) for one in found[0][: numbers.size]]
 
 
@@ -148,12 +251,23 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
     """MLX looks at the arguments before it misses the GPU: it refuses a number that is no exact float32, for one."""
     own, heads = of(ROPES["plain"]()), random_array(6, (QUERIES + 2 * KEYS) * SIZE)
     query, key, scores = random_array(2, QUERIES, 3, SIZE), random_array(2, KEYS, 3, SIZE), random_array(2, KEYS, 6, 3)
+    small, factors = random_array(6, 8), random_array(8, WIDTH)
+    wide, mixed = attention_kernels(mx.bfloat16, 64), random_array(6, QUERIES * 64).astype(mx.bfloat16)
+    queries, keys = (random_array(2, heads, 3, 64).astype(mx.bfloat16) for heads in (QUERIES, KEYS))
     calls: list[Callable[[], Any]] = [
         lambda: own.turn(heads, 2, 3),
         lambda: own.turn_back(query, key, key),
         lambda: own.softmax(scores, 2),
         lambda: own.softmax_back(scores, scores),
         lambda: own.norm_back(heads, heads[0], heads, heads, 1e-5),
+        lambda: own.turn(heads, 2, 3, (small, factors)),
+        lambda: own.turn_back(query, key, key, factors),
+        lambda: own.norm_low(heads, heads[0], factors, 1e-5),
+        lambda: own.norm_back(heads, heads[0], heads, heads, 1e-5, (small, factors)),
+        lambda: own.factors_back(heads, small, small, heads),
+        lambda: own.gates_back(heads, mx.concatenate([heads, heads], axis=1)),
+        lambda: wide.attend(queries, keys, keys, None),
+        lambda: wide.attend_back(mixed, queries, keys, keys, mixed, mx.zeros((2, QUERIES, 3)), 2),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="No CUDA back-end"):
@@ -172,23 +286,59 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         return [mx.zeros(shape, dtype=one) for shape, one in outputs]
 
     monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", fake)
-    own, state = of(ROPES["plain"](), dtype), random_array(6, (QUERIES + 2 * KEYS) * SIZE).astype(dtype)
-    parts = own.turn(state, 2, 3)
-    own.turn_back(*parts)
-    scores = own.softmax(random_array(2, KEYS, 6, 3).astype(dtype), None)
-    own.softmax_back(scores, scores)
-    own.norm_back(state, random_array(state.shape[1]), state, state, 1e-5)  # a weight of another type
+    own, state = of(ROPES["plain"](), dtype), random_array(6, WIDTH).astype(dtype)
+    small, factors = random_array(6, 16).astype(dtype), random_array(16, WIDTH)  # of another type
+    expected = {
+        "turn": (2, lambda: own.turn(state, 2, 3)),  # a block of 256 for four tokens
+        "turn_back": (2, lambda: own.turn_back(*own.turn(state, 2, 3))),
+        "norm_low": (2, lambda: own.norm_low(state, random_array(WIDTH), factors, 1e-5)),
+        "norm_back": (2, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
+        # For each eight of the rank, one for 128 columns of the inputs or the gradient.
+        "factors_back": (2 * 2, lambda: own.factors_back(state, small, small, state)),
+        "gates_back": (1, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for four columns
+        "softmax": (3, lambda: own.softmax(random_array(2, KEYS, 6, 3), None)),  # a warp for a row of scores
+        "softmax_back": (3, lambda: own.softmax_back(mx.zeros((2, KEYS, 6, 3)), mx.zeros((2, KEYS, 6, 3)))),
+    }
     kind = "float32" if dtype == mx.float32 else "bfloat16"
-    names = [f"sqlora_{name}_{kind}" for name in ("turn", "turn_back", "softmax", "softmax_back", "norm_back")]
-    assert [one["name"] for one in asked] == names
-    # A thread for two numbers of a head, a warp of 32 for a row of scores, a block of 256 for a row of states.
-    for one, threads in zip(asked, [state.size // 2] * 2 + [24 * 32] * 2 + [6 * 256], strict=True):
-        assert one["threadgroup"] == (256, 1, 1)
-        assert threads <= one["grid"][0] < threads + 256
-        assert one["grid"][0] % 256 == 0
+    for name, (blocks, call) in expected.items():
+        call()
+        one = asked[-1]
+        assert one["name"] == f"sqlora_{name}_{kind}"
+        assert (one["grid"], one["threadgroup"]) == ((blocks * 256, 1, 1), (256, 1, 1))
         assert one["ensure_row_contiguous"]
         assert {array.dtype for array in one["inputs"] if array is not own.turns} == {dtype}
         assert set(one["output_dtypes"]) == {dtype}
+
+
+def test_mlx_is_asked_for_a_warp_for_sixteen_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def fake(**given: Any) -> list[mx.array]:
+        asked.append(given)
+        outputs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
+        return [mx.zeros(shape, dtype=one) for shape, one in outputs]
+
+    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", fake)
+    own = attention_kernels(mx.float16, 128)
+    query, key = (random_array(3, heads, 17, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
+    mixed, sums = own.attend(query, key, key, None)
+    assert (mixed.shape, mixed.dtype) == ((3 * 17, QUERIES * 128), mx.float16)
+    assert (sums.shape, sums.dtype) == ((3, QUERIES, 17), mx.float32)
+    own.attend_back(mixed, query, key, key, mixed, sums, None)
+    warps = 2 * 3 * QUERIES  # two for 17 queries
+    assert [one["grid"][0] for one in asked] == [warps * 32, 3 * warps * 32]
+    assert [one["threadgroup"] for one in asked] == [(64, 1, 1)] * 2
+    assert [array.dtype for array in asked[1]["inputs"]] == [mx.float16] * 4 + [mx.float32, mx.float16]
+
+
+def test_many_tokens_and_large_ranks_are_for_products() -> None:
+    own = attention_kernels(mx.bfloat16, 128)
+    assert own.attends((8, 128))
+    assert not own.attends((8, 129))
+    assert not of(ROPES["plain"]()).attends((1, 1)), "there is none for the size"
+    assert own.adapts((8, 128), 32)
+    assert not own.adapts((8, 129), 32)
+    assert not own.adapts((1, 1), 40)
 
 
 def attention() -> Any:
@@ -220,18 +370,21 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     monkeypatch.setattr(kernels, "compile_for", lambda source, architecture: b"made")
+    widths = (32, 8)
     whole, traditional = attention(), attention()
     traditional.rope = nn.RoPE(SIZE, traditional=True)
-    found = choose_kernels(whole, SIZE, mx.bfloat16)
+    found = choose_kernels(whole, SIZE, widths, mx.bfloat16)
     assert found is not None
-    assert (found.binary, found.queries, found.keys, found.scale) == (b"made", QUERIES, KEYS, SCALE)
-    assert choose_kernels(whole, 2 * SIZE, mx.bfloat16) is None
-    assert choose_kernels(traditional, SIZE, mx.bfloat16) is None
-    assert choose_kernels(whole, SIZE, mx.int32) is None
+    assert (found.queries, found.keys, found.scale) == (QUERIES, KEYS, SCALE)
+    assert found.binaries == dict.fromkeys(kernels.NAMES, b"made")
+    assert choose_kernels(whole, SIZE, (32, 10), mx.bfloat16) is None, "threads take four numbers at once"
+    assert choose_kernels(whole, 2 * SIZE, widths, mx.bfloat16) is None
+    assert choose_kernels(traditional, SIZE, widths, mx.bfloat16) is None
+    assert choose_kernels(whole, SIZE, widths, mx.int32) is None
     whole.rope = ROPES["llama 3"]()
-    assert choose_kernels(whole, SIZE, mx.bfloat16) is not None
+    assert choose_kernels(whole, SIZE, widths, mx.bfloat16) is not None
     monkeypatch.setattr(kernels, "has_cuda", lambda: False)
-    assert choose_kernels(whole, SIZE, mx.bfloat16) is None
+    assert choose_kernels(whole, SIZE, widths, mx.bfloat16) is None
 
 
 def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
@@ -245,16 +398,18 @@ def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch
         return source.encode()
 
     monkeypatch.setattr(kernels, "compile_for", slow)
-    begin_compiling("float32")
-    begin_compiling("float32")
-    begin_compiling("int32")  # there are none
+    begin_compiling("bfloat16", 64)
+    begin_compiling("bfloat16", 64)
+    begin_compiling("int32", 64)  # there are none
     assert begun.wait(10), "it goes on by itself"
     assert kernels._compiling.cache_info().currsize == 1
     go_on.set()
-    assert compiled("float32") == compiled("float32") == source_of("float32").encode()
-    assert made == ["sm_90"]
+    names = [*kernels.NAMES, "attend_64", "attend_back_64"]
+    assert compiled("bfloat16", 64) == {name: source_of(name, "bfloat16").encode() for name in names}
+    assert compiled("bfloat16", 64) is compiled("bfloat16", 64)
+    assert made == ["sm_90"] * len(names)
     monkeypatch.setattr(kernels, "has_cuda", lambda: False)
-    begin_compiling("bfloat16")
+    begin_compiling("bfloat16", 128)
     assert kernels._compiling.cache_info().currsize == 1
 
 
@@ -262,11 +417,11 @@ def test_without_a_compiler_training_goes_on_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: None
 ) -> None:
     monkeypatch.setattr(kernels, "_LIBRARIES", ("libnvrtc-none.so", "libnvrtc-neither.so"))
-    begin_compiling("float32")
-    kernels._compiling("float32").result()
+    begin_compiling("float32", SIZE)
+    wait(kernels._compiling("float32", SIZE).values())
     assert not capsys.readouterr().err, "nobody has asked for them yet"
-    assert choose_kernels(attention(), SIZE, mx.float32) is None
-    assert choose_kernels(attention(), SIZE, mx.float32) is None
+    assert choose_kernels(attention(), SIZE, (32, 8), mx.float32) is None
+    assert choose_kernels(attention(), SIZE, (32, 8), mx.float32) is None
     assert (
         capsys.readouterr().err.count(
             "warning: no CUDA kernels of sqlora's own (there is no libnvrtc-none.so and no libnvrtc-neither.so)"
@@ -276,9 +431,24 @@ def test_without_a_compiler_training_goes_on_without(
 
 
 def test_the_source_declares_each_kernel_that_is_asked_for() -> None:
-    declared = set(re.findall(r"KERNEL\((\w+)\)", kernels.CODE.read_text()))
+    text = kernels.CODE.read_text()
+    declared = set(re.findall(r"KERNEL\((\w+)\)\(", text)) | set(re.findall(r"#ifdef USE_(attend\w+)", text))
     asked = set(re.findall(r'self\._run\("(\w+)"', Path(kernels.__file__).read_text()))
-    assert declared - {"name"} == asked
+    assert asked == set(kernels.NAMES)
+    assert declared == set(names_of("float32", 64)) | set(names_of("bfloat16", 64)) | set(names_of("float16", 128))
+    assert set(re.findall(r"#ifdef USE_(\w+)", text)) == declared
+
+
+def test_the_source_has_the_sizes_that_are_counted_with() -> None:
+    text = kernels.CODE.read_text()
+    for name, value in (
+        ("TOKENS", kernels._TOKENS),
+        ("CHUNK", kernels._CHUNK),
+        ("MOST_RANK", kernels._MOST_RANK),
+        ("MOST_PAIRS", kernels._MOST_SIZE // 2),
+        ("WARPS", kernels._THREADS // 32),
+    ):
+        assert re.search(rf"const int {name} = {value};", text), name
 
 
 def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
@@ -288,7 +458,8 @@ def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
         for library in Path(place).glob("cu13/lib/libnvrtc*.so.13*"):
             ctypes.CDLL(str(library))
     for dtype in kernels.TYPES:
-        assert compile_for(source_of(dtype), "sm_90").startswith(b"\x7fELF")
+        for name in {*names_of(dtype, 64), *names_of(dtype, 128)}:
+            assert compile_for(source_of(name, dtype), "sm_90").startswith(b"\x7fELF")
     with pytest.raises(RuntimeError, match="nonsense"):
         compile_for("nonsense", "sm_90")
 

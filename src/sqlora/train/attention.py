@@ -21,13 +21,16 @@ Mask = Any  # an array or "causal"
 @dataclass(frozen=True)
 class Attended:
     """What the way back needs: query (rows, heads, length, size), key and value (rows, kv heads, length, size), all
-    behind the rotation, and the attention's weights where they are plain products.
+    behind the rotation, the attention's weights where they are plain products, and of the attention kernels mixed (T,
+    heads * size), what came out, and sums (rows, heads, length), the logarithms of the weights' sums.
     """
 
     query: mx.array
     key: mx.array
     value: mx.array
-    weights: mx.array | None
+    weights: mx.array | None = None
+    mixed: mx.array | None = None
+    sums: mx.array | None = None
 
 
 def make_mask(length: int, dtype: mx.Dtype, repeats: int, window: int | None) -> mx.array | str:
@@ -64,6 +67,9 @@ def attend(
     """
     rows, heads, length, size = query.shape
     weights = None
+    if kernels and kernels.attends((rows, length)) and length <= PLAIN_ATTENTION:
+        mixed, sums = kernels.attend(query, key, value, window)
+        return mixed, Attended(query, key, value, mixed=mixed, sums=sums)
     if length > PLAIN_ATTENTION:
         mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
     else:
@@ -76,10 +82,19 @@ def attend(
 
 
 def attend_back(
-    gradient: mx.array, attended: Attended, mask: Mask, scale: float, kernels: Kernels | None = None
+    gradient: mx.array,
+    attended: Attended,
+    mask: Mask,
+    scale: float,
+    kernels: Kernels | None = None,
+    window: int | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Gradients of query, key and value, in their shapes."""
     rows, heads, length, size = attended.query.shape
+    if attended.mixed is not None and attended.sums is not None:
+        assert kernels
+        whole = (attended.query, attended.key, attended.value, attended.mixed, attended.sums)
+        return kernels.attend_back(gradient, *whole, window)
     gradient = gradient.reshape(rows, length, heads, size).transpose(0, 2, 1, 3)
     if attended.weights is None:
 

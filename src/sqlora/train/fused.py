@@ -24,10 +24,11 @@ from sqlora.train.cuda.kernels import choose_kernels
 from sqlora.train.layer import Frame, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 
-Pair = tuple[mx.array, mx.array]
-"""(inputs, rank) and (rank, outputs) of a group's adapter, its scale included; or their gradients."""
-Adapters = dict[int, Pair]
-"""By the group's place in GROUPS; what is not adapted is not there."""
+Adapters = dict[int, tuple[mx.array, mx.array]]
+"""By the group's place in GROUPS (rank, inputs) and (rank, outputs) of its adapter, the first turned, the second with
+the scale; what is not adapted is not there."""
+Gradients = dict[int, tuple[mx.array, ...]]
+"""Of the same, or of both in one vector."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class FusedLayer:
         self._rope, self._scale = attention.rope, attention.scale
         self._queries, self._keys = attention.n_heads, attention.n_kv_heads
         size = self._parts[0].weights["weight"].shape[0] // self.heads
-        self._kernels = choose_kernels(attention, size, self._norms[0].weight.dtype)
+        widths = self._norms[0].weight.shape[0], self._parts[2].weights["weight"].shape[0] // 2
+        self._kernels = choose_kernels(attention, size, widths, self._norms[0].weight.dtype)
 
     @property
     def heads(self) -> int:
@@ -89,11 +91,17 @@ class FusedLayer:
             part = self._parts[group]
             result = product(inputs, part.weights, part.kind, add)
             if group in adapters:
-                low[group] = inputs @ adapters[group][0]
+                low[group] = inputs @ adapters[group][0].T
                 result = mx.addmm(result, low[group], adapters[group][1])
             return result
 
-        query, key, value = self._turned(project(0, normed(self._norms[0], state)), frame)
+        if self._kernels and self._kernels_adapt(adapters, frame):
+            norm, (first, second), part = self._norms[0], adapters[0], self._parts[0]
+            inputs, low[0] = self._kernels.norm_low(state, norm.weight, first, norm.eps)
+            heads = product(inputs, part.weights, part.kind)
+            query, key, value = self._kernels.turn(heads, *frame.shape, (low[0], second))
+        else:
+            query, key, value = self._turned(project(0, normed(self._norms[0], state)), frame)
         mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window)
         middle = project(1, mixed, state)
         gates = project(2, normed(self._norms[1], middle))
@@ -102,9 +110,9 @@ class FusedLayer:
 
     def backward(
         self, gradient: mx.array, kept: Kept, frame: Frame, adapters: Adapters, *, need_input: bool
-    ) -> tuple[mx.array | None, Adapters]:
+    ) -> tuple[mx.array | None, Gradients]:
         """Gradients with respect to the input (None unless needed) and to the adapters."""
-        gradients: Adapters = {}
+        gradients: Gradients = {}
         # As in Layer.backward: what is computed again is not to be kept from the forward pass.
         before, between, gates = mx.depends([kept.state, kept.middle, kept.gates], [gradient])
 
@@ -114,19 +122,34 @@ class FusedLayer:
             if group in adapters:
                 first, second = adapters[group]
                 reduced = gradient @ second.T
-                gradients[group] = inputs.T @ reduced, kept.low[group].T @ gradient
-                result = mx.addmm(result, reduced, first.T) if needed else result
+                gradients[group] = reduced.T @ inputs, kept.low[group].T @ gradient
+                result = mx.addmm(result, reduced, first) if needed else result
             return result
 
         inner = swiglu(*mx.split(gates, 2, axis=1)) if 3 in adapters else gradient
-        d_gates = _swiglu_back(back(3, gradient, inner), gates)
+        d_inner = back(3, gradient, inner)
+        d_gates = self._kernels.gates_back(d_inner, gates) if self._kernels else _swiglu_back(d_inner, gates)
         d_normed = back(2, d_gates, normed(self._norms[1], between) if 2 in adapters else d_gates)
         middle = self._norm_back(1, between, d_normed, gradient)
         d_mixed = back(1, middle, kept.mixed)
-        flat = self._turned_back(attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels), frame)
-        inputs = normed(self._norms[0], before) if 0 in adapters else flat
+        parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels, frame.window)
+        inputs = normed(self._norms[0], before) if 0 in adapters else d_mixed
+        if self._kernels and self._kernels_adapt(adapters, frame):
+            norm, (first, second), part = self._norms[0], adapters[0], self._parts[0]
+            flat, reduced = self._kernels.turn_back(*parts, second)
+            gradients[0] = (self._kernels.factors_back(inputs, reduced, kept.low[0], flat),)
+            if not need_input:
+                return None, gradients
+            total = product_back(flat, part.weights, part.kind)
+            below = self._kernels.norm_back(before, norm.weight, total, middle, norm.eps, (reduced, first))
+            return below, gradients
+        flat = self._turned_back(parts, frame)
         total = back(0, flat, inputs, needed=need_input)
         return self._norm_back(0, before, total, middle) if need_input else None, gradients
+
+    def _kernels_adapt(self, adapters: Adapters, frame: Frame) -> bool:
+        """Whether kernels take the adapter of queries, keys and values, if there is one."""
+        return self._kernels is not None and 0 in adapters and self._kernels.adapts(frame.shape, len(adapters[0][0]))
 
     def _turned(self, heads: mx.array, frame: Frame) -> tuple[mx.array, mx.array, mx.array]:
         """(T, heads * size) -> query, key and value for attention, the first two turned by their positions."""
@@ -144,7 +167,7 @@ class FusedLayer:
     def _turned_back(self, parts: tuple[mx.array, mx.array, mx.array], frame: Frame) -> mx.array:
         """Gradients of what `_turned` gave -> that of its input."""
         if self._kernels:
-            return self._kernels.turn_back(*parts)
+            return self._kernels.turn_back(*parts)[0]
         heads = mx.concatenate([one.transpose(0, 2, 1, 3) for one in parts], axis=2)
         heads = heads.reshape(-1, 1, 1, heads.shape[-1])
         # A rotation's way back does not depend on what was rotated.
@@ -197,7 +220,7 @@ class Taken:
                 found[number][group] = first[place : place + 1].squeeze(0), second[place : place + 1].squeeze(0)
         return found
 
-    def vector(self, gradients: list[Adapters]) -> mx.array:
+    def vector(self, gradients: list[Gradients]) -> mx.array:
         """The gradients of the layers' adapters as a vector."""
         parts = [
             one.reshape(-1)
@@ -211,7 +234,7 @@ class Taken:
 def _indices(
     names: tuple[str, ...], number: int, block: Any, layout: Layout, starts: dict[str, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]] | None:
-    """Where in the vector the entries of a group's two factors lie, the vector's length for those that are zero."""
+    """Where in the vector the entries of a group's two factors lie, as Adapters has them, and its length for zeros."""
     firsts: list[NDArray[np.int32]] = []
     seconds: list[tuple[int, int, NDArray[np.int32]]] = []
     column = rank = 0
@@ -232,10 +255,12 @@ def _indices(
         column += base.weight.shape[0]
     if not firsts:
         return None
-    whole = np.full((rank, column), layout.size, np.int32)
+    filling = -rank % 8  # rows of zeros, for kernels that take eight at a time
+    firsts.append(np.full((firsts[0].shape[0], filling), layout.size, np.int32))
+    whole = np.full((rank + filling, column), layout.size, np.int32)
     for row, start, second in seconds:
         whole[row : row + second.shape[0], start : start + second.shape[1]] = second
-    return np.concatenate(firsts, axis=1), whole
+    return np.ascontiguousarray(np.concatenate(firsts, axis=1).T), whole
 
 
 def _swiglu_back(gradient: mx.array, gates: mx.array) -> mx.array:

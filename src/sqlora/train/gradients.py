@@ -66,6 +66,7 @@ class Written:
                 for name, shape in layout.shapes.items()
             }
         )
+        mx.eval(self._scales)  # or a compiled step computes them each time
         self._run_gradients = _compile(self._gradients, compiled)
 
     def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:

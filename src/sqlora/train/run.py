@@ -36,7 +36,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 6  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 7  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 
@@ -116,7 +116,8 @@ def train_adapter(
     try:
         with lock_if(folder / "lock", group.rank == 0), watching_together(group) as watch:
             started = perf_counter()
-            begin_compiling(config.get("torch_dtype", ""))
+            size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+            begin_compiling(config.get("torch_dtype", ""), size)
             asked = watch if group.size == 1 else group.asked
             inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group, asked)
             frozen_seconds = perf_counter() - started

@@ -8,9 +8,10 @@ compiler that MLX brings along, compile kernels.cu: it needs no headers, and all
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,8 +28,18 @@ from sqlora.runtime import has_cuda
 
 CODE = Path(__file__).with_suffix(".cu")
 _THREADS = 256  # of a block
+_FEW = 64  # of one of the attention's, whose warps are few and do not share anything
 _WARP = 32
+_COMPILERS = 4
+_TOKENS, _CHUNK = 4, 8  # as in the source
+# Attention and adapters are for these kernels up to so many tokens and ranks of a group; with more, MLX's products of
+# matrices keep the device busier, and the host has time for them.
+_MOST_TOKENS = 1024
+_MOST_RANK = 32  # as in the source
+_MOST_SIZE = 256  # of a head, likewise
+NAMES = ("norm_low", "norm_back", "turn", "turn_back", "factors_back", "gates_back", "softmax", "softmax_back")
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
+_SIZES = (64, 128)  # of a head, for which there are attention kernels
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute: the compute capability
 
 # T by MLX's name of the type, and its way to float and back; a bfloat16 is rounded to the nearest, to even if between.
@@ -53,38 +64,131 @@ __device__ inline T put(float x) { T y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) :
 """,
 }
 
+# Products by the tensor cores, of those types that have them: c += a @ b for 16 x 16 and 16 x 8 numbers, of which each
+# thread of a warp holds a part. sm_80 is the first with them all.
+PRODUCTS = {
+    dtype: f"""
+#define MULTIPLY
+__device__ inline void multiply(float* c, const unsigned* a, const unsigned* b) {{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32 "
+        "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}}
+"""
+    for dtype, name in (("bfloat16", "bf16"), ("float16", "f16"))
+}
+
+
+Two = tuple[mx.array, mx.array]
+
 
 @dataclass(frozen=True)
 class Kernels:
     """The kernels for an attention's shape.
 
-    dtype: of all arrays; binary: what NVRTC made of kernels.cu; queries, keys: numbers of heads; size: of one; turns:
-    (size / 2,) the angle by which each pair of numbers turns from one position to the next; scale: of the scores.
+    dtype: of all arrays; binaries: what NVRTC made of kernels.cu, by kernel; queries, keys: numbers of heads; size: of
+    one; turns: (size / 2,) the angle by which each pair of numbers turns from one position to the next; scale: of the
+    scores. Of an adapter's factors, first is (rank, inputs) and second (rank, outputs), rank a multiple of 8.
     """
 
     dtype: mx.Dtype
-    binary: bytes
+    binaries: Mapping[str, bytes]
     queries: int
     keys: int
     size: int
     turns: mx.array
     scale: float
 
-    def turn(self, heads: mx.array, rows: int, length: int) -> tuple[mx.array, mx.array, mx.array]:
+    def attends(self, shape: tuple[int, int]) -> bool:
+        """Whether the attention of a batch, rows and length, is for `attend`."""
+        return f"attend_{self.size}" in self.binaries and math.prod(shape) <= _MOST_TOKENS
+
+    def adapts(self, shape: tuple[int, int], rank: int) -> bool:
+        """Whether an adapter of queries, keys and values is for `norm_low`, `turn` and their ways back."""
+        return rank <= _MOST_RANK and math.prod(shape) <= _MOST_TOKENS
+
+    def norm_low(self, state: mx.array, weight: mx.array, first: mx.array, eps: float) -> Two:
+        """(T, width) -> its RMSNorm, and that @ first.T (T, rank); first: (rank, width)."""
+        (rows, width), rank = state.shape, len(first)
+        arrays, shapes, numbers = [state, weight, first], [state.shape, (rows, rank)], [rows, width, rank, eps]
+        inputs, low = self._run("norm_low", arrays, shapes, _blocks(rows), numbers)
+        return inputs, low
+
+    def turn(
+        self, heads: mx.array, rows: int, length: int, adapter: Two | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
         """(T, (queries + 2 * keys) * size) -> query (rows, queries, length, size), and key and value likewise; the
         first two turned by their positions.
+
+        Args:
+            adapter: low (T, rank) and second (rank, (queries + 2 * keys) * size): low @ second is added before.
         """
+        low, second, rank = _small(adapter, heads)
         shapes = [(rows, count, length, self.size) for count in (self.queries, self.keys, self.keys)]
-        numbers = [rows, length, self.queries, self.keys, self.size]
-        query, key, value = self._run("turn", [heads, self.turns], shapes, heads.size // 2, numbers)
+        numbers = [rows, length, self.queries, self.keys, self.size, rank]
+        arrays = [heads, self.turns, low, second]
+        query, key, value = self._run("turn", arrays, shapes, _blocks(rows * length), numbers, floats=self.turns)
         return query, key, value
 
-    def turn_back(self, query: mx.array, key: mx.array, value: mx.array) -> mx.array:
-        """Gradients of what `turn` gave -> that of its input."""
+    def turn_back(
+        self, query: mx.array, key: mx.array, value: mx.array, second: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """Gradients of what `turn` gave -> that of its input, and that @ second.T (T, rank), if there is one.
+
+        Of key and value, `attend_back` gives parts to be added up: (rows, parts * keys, length, size).
+        """
         rows, _, length, _ = query.shape
-        width = (self.queries + 2 * self.keys) * self.size
-        arrays, numbers = [query, key, value, self.turns], [rows, length, self.queries, self.keys, self.size]
-        return self._run("turn_back", arrays, [(rows * length, width)], rows * length * width // 2, numbers)[0]
+        width, rank = (self.queries + 2 * self.keys) * self.size, 0 if second is None else len(second)
+        arrays = [query, key, value, self.turns, query if second is None else second]
+        numbers = [rows, length, self.queries, self.keys, self.size, rank, key.shape[1] // self.keys]
+        shapes = [(rows * length, width), (rows * length, rank) if rank else (1,)]  # MLX may not take an empty one
+        heads, reduced = self._run("turn_back", arrays, shapes, _blocks(rows * length), numbers, floats=self.turns)
+        return heads, reduced
+
+    def attend(self, query: mx.array, key: mx.array, value: mx.array, window: int | None) -> Two:
+        """What `turn` gave -> the attention's output (T, queries * size), causal and within the window, if any; and the
+        logarithm of each query's sum of weights (rows, queries, length) in float32, for `attend_back`.
+        """
+        rows, _, length, size = query.shape
+        shapes = [(rows * length, self.queries * size), (rows, self.queries, length)]
+        threads = self._tiles(rows, length) * self.queries * _WARP
+        arrays, numbers = [query, key, value], [rows, length, self.queries, self.keys, window or 0, self.scale]
+        dtypes = [self.dtype, mx.float32]
+        mixed, sums = self._run(f"attend_{size}", arrays, shapes, threads, numbers, dtypes, block=_FEW)
+        return mixed, sums
+
+    def attend_back(
+        self,
+        gradient: mx.array,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        mixed: mx.array,
+        sums: mx.array,
+        window: int | None,
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """The gradient of `attend`'s output, what went in and what came out -> gradients of query, and of key and value
+        by the queries' heads, in the shape of query: those of the heads that share a key are to be added up.
+        """
+        rows, _, length, size = query.shape
+        arrays, shapes = [query, key, value, mixed, sums, gradient], [query.shape] * 3
+        threads = self._tiles(rows, length) * 3 * self.queries * _WARP
+        numbers = [rows, length, self.queries, self.keys, window or 0, self.scale]
+        name = f"attend_back_{size}"
+        d_query, d_key, d_value = self._run(name, arrays, shapes, threads, numbers, floats=sums, block=_FEW)
+        return d_query, d_key, d_value
+
+    @staticmethod
+    def _tiles(rows: int, length: int) -> int:
+        return rows * -(-length // 16)
+
+    def factors_back(self, inputs: mx.array, reduced: mx.array, low: mx.array, gradient: mx.array) -> mx.array:
+        """Gradients of an adapter's factors in one vector: reduced.T @ inputs, and behind it low.T @ gradient."""
+        (tokens, inner), outer, rank = inputs.shape, gradient.shape[1], reduced.shape[1]
+        blocks = (-(-inner // 128) + -(-outer // 128)) * (rank // _CHUNK)
+        arrays, numbers = [inputs, reduced, low, gradient], [tokens, inner, outer, rank]
+        return self._run("factors_back", arrays, [(rank * (inner + outer),)], blocks * _THREADS, numbers)[0]
 
     def softmax(self, scores: mx.array, window: int | None) -> mx.array:
         """Scores (rows, kv heads, repeats * length, length) -> weights, causal and within the window, if any."""
@@ -99,10 +203,28 @@ class Kernels:
         arrays = [weights, gradient]
         return self._run("softmax_back", arrays, [weights.shape], rows * _WARP, [rows, length, self.scale])[0]
 
-    def norm_back(self, state: mx.array, weight: mx.array, gradient: mx.array, rest: mx.array, eps: float) -> mx.array:
-        """rest + the gradient of an RMSNorm's input; all (T, width) but the weight."""
-        arrays, (rows, width) = [state, weight, gradient, rest], state.shape
-        return self._run("norm_back", arrays, [state.shape], rows * _THREADS, [width, eps])[0]
+    def norm_back(
+        self,
+        state: mx.array,
+        weight: mx.array,
+        gradient: mx.array,
+        rest: mx.array,
+        eps: float,
+        adapter: Two | None = None,
+    ) -> mx.array:
+        """rest + the gradient of an RMSNorm's input; all (T, width) but the weight.
+
+        Args:
+            adapter: reduced (T, rank) and first (rank, width): reduced @ first is added to the gradient before.
+        """
+        reduced, first, rank = _small(adapter, gradient)
+        arrays, (rows, width) = [state, weight, gradient, rest, reduced, first], state.shape
+        return self._run("norm_back", arrays, [state.shape], _blocks(rows), [rows, width, rank, eps])[0]
+
+    def gates_back(self, gradient: mx.array, gates: mx.array) -> mx.array:
+        """The gradient (T, inner) of silu(gate) * up -> that of gates (T, 2 * inner), gate and up side by side."""
+        rows, inner = gradient.shape
+        return self._run("gates_back", [gradient, gates], [gates.shape], gradient.size // 4, [rows, inner])[0]
 
     def _run(
         self,
@@ -111,38 +233,62 @@ class Kernels:
         shapes: Sequence[Sequence[int]],
         threads: int,
         numbers: Sequence[int | float],
+        dtypes: Sequence[mx.Dtype] = (),
+        floats: mx.array | None = None,
+        block: int = _THREADS,
     ) -> list[mx.array]:
-        wanted = [array if array is self.turns else array.astype(self.dtype) for array in arrays]
+        """Call a kernel.
+
+        Args:
+            threads: at least so many.
+            dtypes: of the outputs; self.dtype if left out.
+            floats: the one of the arrays that stays in float32.
+            block: threads of one.
+        """
+        wanted = [array if array is floats else array.astype(self.dtype) for array in arrays]
         results: list[mx.array] = mx.fast.precompiled_cuda_kernel(
             name=name_of(name, str(self.dtype).rpartition(".")[2]),
-            compiled_source=self.binary,
+            compiled_source=self.binaries[name],
             inputs=wanted,
             output_shapes=[tuple(shape) for shape in shapes],
-            output_dtypes=[self.dtype] * len(shapes),
+            output_dtypes=list(dtypes) or [self.dtype] * len(shapes),
             # MLX takes no number that it would have to round.
             scalars=[float(np.float32(one)) if isinstance(one, float) else one for one in numbers],
-            grid=(-(-threads // _THREADS) * _THREADS, 1, 1),
-            threadgroup=(_THREADS, 1, 1),
+            grid=(-(-threads // block) * block, 1, 1),
+            threadgroup=(block, 1, 1),
             ensure_row_contiguous=True,
         )
         return results
 
 
-def choose_kernels(attention: Any, size: int, dtype: mx.Dtype) -> Kernels | None:
+def _blocks(tokens: int) -> int:
+    """Threads of a kernel whose blocks take several tokens each."""
+    return -(-tokens // _TOKENS) * _THREADS
+
+
+def _small(adapter: Two | None, other: mx.array) -> tuple[mx.array, mx.array, int]:
+    """An adapter's parts and its rank; without one, any arrays, of which nothing is read, and 0."""
+    return (other, other, 0) if adapter is None else (*adapter, adapter[0].shape[1])
+
+
+def choose_kernels(attention: Any, size: int, widths: Sequence[int], dtype: mx.Dtype) -> Kernels | None:
     """For a layer's attention as mlx-lm has it; None where there is no CUDA device, or heads are turned otherwise.
+
+    Args:
+        size: of a head; widths: of the layer's states, outer and inner.
 
     Warns where there is one and the kernels cannot be compiled.
     """
     rope, name = attention.rope, str(dtype).rpartition(".")[2]
     if not has_cuda() or mx.default_device().type != mx.DeviceType.gpu or name not in TYPES:
         return None
-    if rope.traditional or rope.dims != size or rope.dims % 2:
+    if rope.traditional or rope.dims != size or size % 8 or size > _MOST_SIZE or any(width % 4 for width in widths):
         return None
-    binary, turns = compiled(name), turns_of(rope)
-    if binary is None:
+    binaries, turns = compiled(name, size), turns_of(rope)
+    if binaries is None:
         return None
     mx.eval(turns)  # or a compiled step computes them each time
-    return Kernels(dtype, binary, attention.n_heads, attention.n_kv_heads, size, turns, float(attention.scale))
+    return Kernels(dtype, binaries, attention.n_heads, attention.n_kv_heads, size, turns, float(attention.scale))
 
 
 def turns_of(rope: nn.Module) -> mx.array:
@@ -158,42 +304,46 @@ def name_of(kernel: str, dtype: str) -> str:
     return f"sqlora_{kernel}_{dtype}"
 
 
-def source_of(dtype: str) -> str:
-    """CUDA C++ of all kernels for a type of arrays."""
-    declare = f'#define KERNEL(name) extern "C" __global__ void sqlora_##name##_{dtype}\n'
-    return declare + TYPES[dtype] + CODE.read_text(encoding="utf-8")
+def source_of(kernel: str, dtype: str) -> str:
+    """CUDA C++ of a kernel for a type of arrays."""
+    declare = f'#define USE_{kernel}\n#define KERNEL(name) extern "C" __global__ void sqlora_##name##_{dtype}\n'
+    return declare + TYPES[dtype] + PRODUCTS.get(dtype, "") + CODE.read_text(encoding="utf-8")
 
 
-def begin_compiling(dtype: str) -> None:
-    """Begin to compile the kernels for a type, where there is a CUDA device: a thread does it meanwhile."""
+def names_of(dtype: str, size: int) -> tuple[str, ...]:
+    """The kernels that there are for a type of arrays and a size of heads."""
+    with_attention = dtype in PRODUCTS and size in _SIZES
+    return (*NAMES, *((f"attend_{size}", f"attend_back_{size}") if with_attention else ()))
+
+
+def begin_compiling(dtype: str, size: int) -> None:
+    """Begin to compile the kernels for a type, where there is a CUDA device: threads do it meanwhile."""
     if has_cuda() and dtype in TYPES:
-        _compiling(dtype)
+        _compiling(dtype, size)
 
 
 @cache
-def compiled(dtype: str) -> bytes | None:
+def compiled(dtype: str, size: int) -> Mapping[str, bytes] | None:
     """The kernels for the device; None, after a warning, if they cannot be compiled."""
-    made = _compiling(dtype).result()
-    if isinstance(made, bytes):
-        return made
-    print(f"warning: no CUDA kernels of sqlora's own ({made}); training goes on, slower", file=sys.stderr)
-    return None
+    try:
+        return {name: making.result() for name, making in _compiling(dtype, size).items()}
+    except (OSError, RuntimeError, AttributeError) as error:  # the last: a function that this NVRTC lacks
+        print(f"warning: no CUDA kernels of sqlora's own ({error}); training goes on, slower", file=sys.stderr)
+        return None
 
 
 @cache
-def _compiling(dtype: str) -> Future[bytes | Exception]:
-    background = ThreadPoolExecutor(max_workers=1)
-    compiling = background.submit(_compile, dtype)
+def _compiling(dtype: str, size: int) -> dict[str, Future[bytes]]:
+    # Each by itself: MLX copies a kernel's module whenever it is called.
+    background = ThreadPoolExecutor(max_workers=_COMPILERS)
+    names = sorted(names_of(dtype, size), key=lambda name: not name.startswith("attend"))  # the slow ones first
+    compiling = {name: background.submit(_compile, name, dtype) for name in names}
     background.shutdown(wait=False)
     return compiling
 
 
-def _compile(dtype: str) -> bytes | Exception:
-    """The kernels, or why there are none."""
-    try:
-        return compile_for(source_of(dtype), _architecture())
-    except (OSError, RuntimeError, AttributeError) as error:  # the last: a function that this NVRTC lacks
-        return error
+def _compile(kernel: str, dtype: str) -> bytes:
+    return compile_for(source_of(kernel, dtype), _architecture())
 
 
 def compile_for(source: str, architecture: str) -> bytes:
