@@ -291,7 +291,7 @@ def test_fused_layers_attend_by_kernels_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int
 ) -> None:
     """For heads of 64 and types of 16 bits; a float16's rounding is what is between them and MLX."""
-    monkeypatch.setattr("sqlora.train.cuda.kernels._MOST_TOKENS", tokens_of_own)
+    monkeypatch.setattr("sqlora.train.cuda.kernels.MOST_TOKENS", tokens_of_own)
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
     monkeypatch.setattr("sqlora.train.cuda.kernels.compiled", no_binaries)
     arguments = llama.ModelArgs(

@@ -23,6 +23,7 @@ from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
+from sqlora.train.cuda.kernels import MOST_TOKENS, SIZES
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 from sqlora.train.validation import KEPT_BYTES
@@ -59,7 +60,7 @@ def predict(
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
-    return Prediction(phases, device, outside, host if device == "cpu" else {}, shape.bits is not None)
+    return Prediction(phases, device, outside, host if device == "cpu" else {})
 
 
 def adapter_size(shape: Shape, lora: LoraParams) -> int:
@@ -105,7 +106,8 @@ def _places(shape: Shape, lora: LoraParams) -> int:
         adapted = [name for name in group if name in lora.targets]
         if adapted:
             inputs, outputs = shape.projections[group[0]][0], sum(shape.projections[name][1] for name in group)
-            numbers += lora.rank * len(adapted) * (inputs + outputs)
+            rank = lora.rank * len(adapted)
+            numbers += (rank + -rank % 8) * (inputs + outputs)  # with rows of zeros, up to a multiple of eight
     return 4 * (lora.layers * numbers + adapter_size(shape, lora))
 
 
@@ -114,14 +116,22 @@ def _written(shape: Shape, lora: LoraParams) -> bool:
     return shape.written and lora.adapter == "lora"
 
 
-def _kept(shape: Shape, lora: LoraParams, load: Load) -> tuple[int, int, int]:
+def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> bool:
+    """Whether attention is one of the CUDA kernels of sqlora.train.cuda, which has no weights in memory."""
+    fits = load.length <= PLAIN_ATTENTION and load.rows * load.length <= MOST_TOKENS
+    return _fused(shape, lora, device) and shape.itemsize == 2 and shape.queries // shape.heads in SIZES and fits
+
+
+def _kept(shape: Shape, lora: LoraParams, load: Load, device: str) -> tuple[int, int, int]:
     """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
     # query; key and value; middle; gate and up; x @ a of each adapted projection.
     width = shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner + lora.rank * len(lora.targets)
-    if "o_proj" in lora.targets:
-        width += shape.queries  # mixed: only its adapter's gradient asks for it, and MLX drops what nobody asks for
-    weights = attention if load.length <= PLAIN_ATTENTION else 0
+    own = _own_attention(shape, lora, load, device)
+    if "o_proj" in lora.targets or own:
+        # mixed: only its adapter's gradient and the attention kernels ask for it, and MLX drops what nobody asks for
+        width += shape.queries
+    weights = attention if load.length <= PLAIN_ATTENTION and not own else 0
     masks = sum(shape.projections[target][0] for target in lora.targets) if lora.dropout else 0
     size = shape.itemsize
     return tokens * shape.hidden * size, tokens * masks * size, (tokens * width + weights) * size
@@ -169,6 +179,9 @@ def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> 
         matrices = 0 if device == "cuda" else 3
     # The gradient and middle's; d_mixed and its transposed copy; d_value; less gate and up.
     width = 2 * shape.hidden + 2 * shape.queries + shape.keys - 2 * shape.inner
+    if _own_attention(shape, lora, load, device):
+        # d_mixed; d_query, and d_key and d_value by the queries' heads.
+        matrices, width = 0, 2 * shape.hidden + 4 * shape.queries - 2 * shape.inner
     if not _written(shape, lora):
         width -= 2 * shape.inner
     return (tokens * width + matrices * attention + _mask(shape, load)) * shape.itemsize
@@ -191,7 +204,7 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
 
 
 def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
-    state, masks, rest = _kept(shape, lora, load)
+    state, masks, rest = _kept(shape, lora, load, device)
     tokens, size = load.rows * load.length, shape.itemsize
     layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
     left = 0
@@ -223,7 +236,7 @@ def _lengths(shape: Shape, lora: LoraParams) -> int:
 
 def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arrays:
     tokens = load.rows * load.length
-    rest = _kept(shape, lora, load)[2]
+    rest = _kept(shape, lora, load, device)[2]
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
     return {

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Share of the live memory that operations issued ahead may take. On an H200 steps of batch 4, 16 layers were 14% slower
-# with a tenth than with no limit, when they took half as much again (docs/decisions.md); a CPU loses nothing.
-ROOM = {"cpu": 0.1, "cuda": 0.22, "metal": 0.1}
+# Share of the live memory that operations issued ahead may take (docs/decisions.md); a CPU loses nothing.
+ROOM = {"cpu": 0.1, "cuda": 0.15, "metal": 0.1}
 # And bytes that they may take in any case: small runs issue as many operations ahead as large ones.
 ROOM_AT_LEAST = {"cpu": 0, "cuda": 900_000_000, "metal": 0}
-# How much of that room a GPU's peak takes: on CUDA 0.3 to 1.2 of it, and all of it with quantized weights, whose
-# products are more operations (docs/benchmarks.md); Metal is not measured, and the middle is taken.
-_REACHED = {"cuda": 0.75, "metal": 0.5}
-_REACHED_QUANTIZED = {"cuda": 1.0, "metal": 0.5}
+# How much of that room a GPU's peak takes: on CUDA all of it in a long run (docs/benchmarks.md); Metal is not measured,
+# and the middle is taken.
+_REACHED = {"cuda": 1.0, "metal": 0.5}
 
 # Bytes that the C library's heap keeps between blocks in use. Measured with the demo's base (docs/decisions.md): 50 to
 # 67 MB, hardly depending on the settings. mallopt can switch that off, at a fifth of the speed.
@@ -23,7 +21,7 @@ Arrays = dict[str, int]  # what for -> bytes
 
 @dataclass(frozen=True)
 class Prediction:
-    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal; quantized: the base model.
+    """phases: name -> the arrays of its largest moment; device: cpu, cuda or metal.
 
     What MLX does not hold and a CPU's memory includes, in bytes: outside, of the process before it works; host, of each
     phase: mapped files of states, and numpy's arrays on their way to MLX.
@@ -33,7 +31,6 @@ class Prediction:
     device: str
     outside: int
     host: dict[str, int]
-    quantized: bool = False
 
     @property
     def live(self) -> int:
@@ -49,8 +46,7 @@ class Prediction:
     def peak(self) -> int:
         """Bytes: of what MLX holds on a GPU, of the whole process on a CPU."""
         if self.device != "cpu":
-            reached = _REACHED_QUANTIZED if self.quantized else _REACHED
-            return int(self.live + (self.limit - self.live) * reached[self.device])
+            return int(self.live + (self.limit - self.live) * _REACHED[self.device])
         # The host is always ahead of a CPU, a hundred operations if it may: in a phase that needs little these take up
         # to as much again (measured: 0.5 to 1).
         held = max(

@@ -34,12 +34,12 @@ _COMPILERS = 4
 _TOKENS, _CHUNK = 4, 8  # as in the source
 # Attention and adapters are for these kernels up to so many tokens and ranks of a group; with more, MLX's products of
 # matrices keep the device busier, and the host has time for them.
-_MOST_TOKENS = 1024
+MOST_TOKENS = 1024
 _MOST_RANK = 32  # as in the source
 _MOST_SIZE = 256  # of a head, likewise
 NAMES = ("norm_low", "norm_back", "turn", "turn_back", "factors_back", "gates_back", "softmax", "softmax_back")
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
-_SIZES = (64, 128)  # of a head, for which there are attention kernels
+SIZES = (64, 128)  # of a head, for which there are attention kernels
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute: the compute capability
 
 # T by MLX's name of the type, and its way to float and back; a bfloat16 is rounded to the nearest, to even if between.
@@ -102,11 +102,11 @@ class Kernels:
 
     def attends(self, shape: tuple[int, int]) -> bool:
         """Whether the attention of a batch, rows and length, is for `attend`."""
-        return f"attend_{self.size}" in self.binaries and math.prod(shape) <= _MOST_TOKENS
+        return f"attend_{self.size}" in self.binaries and math.prod(shape) <= MOST_TOKENS
 
     def adapts(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether an adapter of queries, keys and values is for `norm_low`, `turn` and their ways back."""
-        return rank <= _MOST_RANK and math.prod(shape) <= _MOST_TOKENS
+        return rank <= _MOST_RANK and math.prod(shape) <= MOST_TOKENS
 
     def norm_low(self, state: mx.array, weight: mx.array, first: mx.array, eps: float) -> Two:
         """(T, width) -> its RMSNorm, and that @ first.T (T, rank); first: (rank, width)."""
@@ -312,7 +312,7 @@ def source_of(kernel: str, dtype: str) -> str:
 
 def names_of(dtype: str, size: int) -> tuple[str, ...]:
     """The kernels that there are for a type of arrays and a size of heads."""
-    with_attention = dtype in PRODUCTS and size in _SIZES
+    with_attention = dtype in PRODUCTS and size in SIZES
     return (*NAMES, *((f"attend_{size}", f"attend_back_{size}") if with_attention else ()))
 
 
