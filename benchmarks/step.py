@@ -1,20 +1,25 @@
 """What a training step is made of: its time by batch length, the host's share, compilation, peak memory.
 
     python benchmarks/step.py [--settings 1x4,4x16] [--shape mistral] [--files MODEL_FOLDER]
+    python benchmarks/step.py --profile [--settings 1x4,4x16]
 
 A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
 is needed. Each setting is timed with projections merged and not; on a GPU with sqlora's kernels and not, with its steps
 compiled and not, with MLX's memory limit as training sets it and without, and with CUDA's memory pool kept. --files
 times reading the weights of a converted model, by the stream that reads; --operations what single operations cost the
-host.
+host. --profile lists a GPU's kernels in steps of length 100, with sqlora's own and not, and for how long the device has
+none to run; PyTorch's profiler records them (CUPTI), which costs the host some time.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import random
+import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,6 +58,7 @@ def main() -> None:
     parser.add_argument("--shape", choices=list(SHAPES), default="mistral" if GPU else "demo")
     parser.add_argument("--files", type=Path)
     parser.add_argument("--operations", action="store_true", help="time what single operations cost, and nothing else")
+    parser.add_argument("--profile", action="store_true", help="list a GPU's kernels, and nothing else")
     arguments = parser.parse_args()
     cut_graphs(max(int(setting.split("x")[0]) for setting in arguments.settings.split(",")))  # as the train stage does
     if arguments.operations:
@@ -62,6 +68,10 @@ def main() -> None:
         time_reading(arguments.files)
     for setting in arguments.settings.split(","):
         batch, layers = map(int, setting.split("x"))
+        if arguments.profile:
+            for own in (True, False):
+                profile_steps(arguments.shape, batch, layers, own=own)
+            continue
         for variant in ("compiled, fused, kernels", "compiled, fused", "compiled", "") if GPU else ("fused", ""):
             time_steps(arguments.shape, batch, layers, variant)
             mx.clear_cache()
@@ -104,6 +114,45 @@ def time_steps(shape: str, batch: int, layers: int, variant: str) -> None:
         print(f"  peak, {name:<27}{mx.get_peak_memory() / 1e9:.2f} GB at {rate:.2f} ms a step", flush=True)
         if before is not None:
             mx.set_memory_limit(before)
+
+
+def profile_steps(shape: str, batch: int, layers: int, *, own: bool, count: int = 20) -> None:
+    """Print what a GPU does in a step: its kernels, those that take most first, and the time between them.
+
+    Args:
+        own: with sqlora's kernels.
+    """
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.zeros(1, device="cuda")  # the profiler begins with PyTorch's CUDA
+    if not own:
+        fused_layers.choose_kernels = lambda *_: None  # type: ignore[assignment]
+    stepper = build(shape, batch, layers, compiled=True, fused=True)
+    fused_layers.choose_kernels = choose_kernels
+    ready = inputs(batch, 100, SHAPES[shape]["hidden_size"])
+    timed(lambda _: stepper.step([ready]))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        seconds = timed(lambda _: stepper.step([ready]), count)
+        mx.synchronize()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profiler.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    events = sorted((one for one in events if one.get("cat") == "kernel"), key=lambda one: one["ts"])
+    count += 1  # `timed` has one before
+    busy: dict[str, list[float]] = defaultdict(list)
+    idle, end = 0.0, float("inf")
+    for one in events:
+        busy[one["name"].removeprefix("void ")[:70]].append(one["dur"])
+        idle, end = idle + max(0.0, one["ts"] - end), one["ts"] + one["dur"]
+    total = sum(map(sum, busy.values())) / count
+    print(
+        f"{batch}x{layers}{', own kernels' * own}: {1e3 * seconds:.2f} ms a step, {len(events) / count:.0f} kernels "
+        f"that take {total / 1e3:.2f} ms, {idle / count / 1e3:.2f} ms between them",
+        flush=True,
+    )
+    for name, each in sorted(busy.items(), key=lambda item: -sum(item[1]))[:20]:
+        print(f"  {sum(each) / count:8.1f} us in {len(each) / count:5.1f} of {sum(each) / len(each):7.1f}  {name}")
 
 
 def keep_pool(size: int) -> None:

@@ -413,6 +413,14 @@ def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch
     assert kernels._compiling.cache_info().currsize == 1
 
 
+def test_an_older_device_has_the_kernels_without_attention(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
+    monkeypatch.setattr(kernels, "compile_for", lambda source, architecture: architecture.encode())
+    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_75")
+    assert compiled("float16", 64) == dict.fromkeys(kernels.NAMES, b"sm_75")
+    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_120")
+    assert set(compiled("float16", 128) or ()) == set(names_of("float16", 128))
+
+
 def test_without_a_compiler_training_goes_on_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: None
 ) -> None:
@@ -459,7 +467,9 @@ def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
             ctypes.CDLL(str(library))
     for dtype in kernels.TYPES:
         for name in {*names_of(dtype, 64), *names_of(dtype, 128)}:
-            assert compile_for(source_of(name, dtype), "sm_90").startswith(b"\x7fELF")
+            older = "sm_80" if name.startswith("attend") else "sm_75"
+            architecture = older if dtype == "float16" else "sm_90"
+            assert compile_for(source_of(name, dtype), architecture).startswith(b"\x7fELF")
     with pytest.raises(RuntimeError, match="nonsense"):
         compile_for("nonsense", "sm_90")
 

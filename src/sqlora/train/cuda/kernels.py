@@ -39,6 +39,7 @@ _MOST_RANK = 32  # as in the source
 _MOST_SIZE = 256  # of a head, likewise
 NAMES = ("norm_low", "norm_back", "turn", "turn_back", "factors_back", "gates_back", "softmax", "softmax_back")
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
+_TENSOR_CORES = 80  # the first architecture whose tensor cores have PRODUCTS
 SIZES = (64, 128)  # of a head, for which there are attention kernels
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute: the compute capability
 
@@ -65,7 +66,7 @@ __device__ inline T put(float x) { T y; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) :
 }
 
 # Products by the tensor cores, of those types that have them: c += a @ b for 16 x 16 and 16 x 8 numbers, of which each
-# thread of a warp holds a part. sm_80 is the first with them all.
+# thread of a warp holds a part.
 PRODUCTS = {
     dtype: f"""
 #define MULTIPLY
@@ -326,14 +327,15 @@ def begin_compiling(dtype: str, size: int) -> None:
 def compiled(dtype: str, size: int) -> Mapping[str, bytes] | None:
     """The kernels for the device; None, after a warning, if they cannot be compiled."""
     try:
-        return {name: making.result() for name, making in _compiling(dtype, size).items()}
+        made = {name: making.result() for name, making in _compiling(dtype, size).items()}
+        return {name: binary for name, binary in made.items() if binary is not None}
     except (OSError, RuntimeError, AttributeError) as error:  # the last: a function that this NVRTC lacks
         print(f"warning: no CUDA kernels of sqlora's own ({error}); training goes on, slower", file=sys.stderr)
         return None
 
 
 @cache
-def _compiling(dtype: str, size: int) -> dict[str, Future[bytes]]:
+def _compiling(dtype: str, size: int) -> dict[str, Future[bytes | None]]:
     # Each by itself: MLX copies a kernel's module whenever it is called.
     background = ThreadPoolExecutor(max_workers=_COMPILERS)
     names = sorted(names_of(dtype, size), key=lambda name: not name.startswith("attend"))  # the slow ones first
@@ -342,8 +344,12 @@ def _compiling(dtype: str, size: int) -> dict[str, Future[bytes]]:
     return compiling
 
 
-def _compile(kernel: str, dtype: str) -> bytes:
-    return compile_for(source_of(kernel, dtype), _architecture())
+def _compile(kernel: str, dtype: str) -> bytes | None:
+    """None for a device whose tensor cores lack the attention's products."""
+    architecture = _architecture()
+    if kernel.startswith("attend") and int(architecture.removeprefix("sm_")) < _TENSOR_CORES:
+        return None
+    return compile_for(source_of(kernel, dtype), architecture)
 
 
 def compile_for(source: str, architecture: str) -> bytes:
