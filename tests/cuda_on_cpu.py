@@ -1,6 +1,8 @@
-"""Runs sqlora's CUDA kernels on a CPU: each thread of a block is a thread, and the blocks come one after the other.
+"""Runs sqlora's CUDA kernels on a CPU: each thread of a block goes on until it waits for others, and then the next one.
 
-Only what these kernels use is there: indices, shared memory, barriers, and warps that exchange registers.
+So what a thread reads before another has written it is never there by chance; every second block begins with its last
+thread, for what is read too late. Only what these kernels use is there: indices, shared memory, barriers, and warps
+that exchange registers.
 """
 
 from __future__ import annotations
@@ -20,23 +22,32 @@ from numpy.typing import NDArray
 from sqlora.train.cuda.kernels import PRODUCTS, TYPES, Kernels, name_of, source_of
 
 Array = NDArray[np.generic]
-THREADS = 256
+THREADS = 512
 
 _DEVICE = """
-#include <barrier>
 #include <bit>
 #include <cmath>
-#include <thread>
+#include <ucontext.h>
 #include <vector>
 struct Index { unsigned x; };
-static thread_local Index threadIdx, blockIdx;
-static Index blockDim;
-static std::barrier<>* whole;
-static std::vector<std::barrier<>*> warps;
+static Index threadIdx, blockIdx, blockDim;
+static ucontext_t scheduler;
+static std::vector<ucontext_t> contexts(1024);
+static unsigned events;  // so long as there are some, nobody waits for ever
+struct Barrier {
+    unsigned expected, waiting = 0, phase = 0;
+    void arrive_and_wait() {
+        const unsigned mine = phase;
+        if (++waiting == expected) waiting = 0, phase++, events++;
+        while (phase == mine) swapcontext(&contexts[threadIdx.x], &scheduler);
+    }
+};
+static Barrier whole;
+static std::vector<Barrier> warps;
 static float registers[1024];
-static void __syncthreads() { whole->arrive_and_wait(); }
+static void __syncthreads() { whole.arrive_and_wait(); }
 static float __shfl_sync(unsigned, float value, int lane) {
-    auto& warp = *warps[threadIdx.x / 32];
+    Barrier& warp = warps[threadIdx.x / 32];
     registers[threadIdx.x] = value;
     warp.arrive_and_wait();
     const float other = registers[threadIdx.x / 32 * 32 + lane];
@@ -66,7 +77,7 @@ _MULTIPLY = """
 static unsigned lefts[1024][4], rights[1024][2];
 static void multiply(float* c, const unsigned* a, const unsigned* b) {
     const unsigned thread = threadIdx.x, warp = thread / 32 * 32, group = thread % 32 / 4, lane = thread % 4;
-    auto& all = *warps[thread / 32];
+    Barrier& all = warps[thread / 32];
     for (int i = 0; i < 4; i++) lefts[thread][i] = a[i];
     for (int i = 0; i < 2; i++) rights[thread][i] = b[i];
     all.arrive_and_wait();
@@ -87,19 +98,39 @@ struct Pointer {
     void* to;
     template <class U> operator U*() const { return (U*)to; }
 };
-extern "C" void launch(void** arrays, const int* ints, const float* floats, unsigned blocks, unsigned threads) {
-    blockDim.x = threads;
-    for (unsigned block = 0; block < blocks; block++) {
-        whole = new std::barrier<>(threads);
-        for (unsigned warp = 0; warp < threads / 32; warp++) warps.push_back(new std::barrier<>(32));
-        std::vector<std::thread> all;
+static void** arrays;
+static const int* ints;
+static const float* floats;
+static std::vector<bool> done(1024);
+static void begin() {
+    CALL;
+    done[threadIdx.x] = true, events++;
+}
+extern "C" int launch(void** all, const int* whole_numbers, const float* others, unsigned blocks, unsigned threads) {
+    arrays = all, ints = whole_numbers, floats = others, blockDim.x = threads;
+    std::vector<char> stacks(threads << 16);
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+        whole = {threads};
+        warps.assign(threads / 32, {32});
+        for (unsigned number = 0; number < threads; number++) {
+            done[number] = false;
+            getcontext(&contexts[number]);
+            contexts[number].uc_stack.ss_sp = &stacks[number << 16];
+            contexts[number].uc_stack.ss_size = 1 << 16;
+            contexts[number].uc_link = &scheduler;
+            makecontext(&contexts[number], begin, 0);
+        }
+        for (unsigned before = events - 1; before != events;) {
+            before = events;
+            for (unsigned place = 0; place < threads; place++) {
+                threadIdx.x = blockIdx.x % 2 ? threads - 1 - place : place;
+                if (!done[threadIdx.x]) swapcontext(&scheduler, &contexts[threadIdx.x]);
+            }
+        }
         for (unsigned number = 0; number < threads; number++)
-            all.emplace_back([=] { threadIdx.x = number; blockIdx.x = block; CALL; });
-        for (auto& one : all) one.join();
-        for (auto* warp : warps) delete warp;
-        warps.clear();
-        delete whole;
+            if (!done[number]) return 1;
     }
+    return 0;
 }
 """
 
@@ -161,7 +192,7 @@ def run(
     text = _DEVICE + text + _LAUNCH.replace("CALL", call)
     library = scratch / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.so"
     if not library.exists():
-        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-x", "c++", "-", "-o", str(library)]
+        command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
         subprocess.run(command, input=text, text=True, check=True)
     arrays = [np.ascontiguousarray(array) for array in inputs]
     types = list(out) or [arrays[0].dtype.type] * len(shapes)
@@ -171,7 +202,8 @@ def run(
     pointers = (ctypes.c_void_p * len(arguments))(*(array.ctypes.data for array in (*arrays, *outputs)))
     ints = (ctypes.c_int * len(numbers))(*(int(number) for number in numbers))
     floats = (ctypes.c_float * len(numbers))(*(float(number) for number in numbers))
-    ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // block), block)
+    waits = ctypes.CDLL(str(library)).launch(pointers, ints, floats, -(-threads // block), block)
+    assert not waits, f"{kernel}: a thread waits for one that has ended"
     return outputs
 
 

@@ -289,24 +289,24 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
     own, state = of(ROPES["plain"](), dtype), random_array(6, WIDTH).astype(dtype)
     small, factors = random_array(6, 16).astype(dtype), random_array(16, WIDTH)  # of another type
     expected = {
-        "turn": (2, lambda: own.turn(state, 2, 3)),  # a block of 256 for four tokens
-        "turn_back": (2, lambda: own.turn_back(*own.turn(state, 2, 3))),
-        "norm_low": (2, lambda: own.norm_low(state, random_array(WIDTH), factors, 1e-5)),
-        "norm_back": (2, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
-        # For each eight of the rank, one for 128 columns of the inputs or the gradient.
-        "factors_back": (2 * 2, lambda: own.factors_back(state, small, small, state)),
-        "gates_back": (1, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for four columns
-        "softmax": (3, lambda: own.softmax(random_array(2, KEYS, 6, 3), None)),  # a warp for a row of scores
-        "softmax_back": (3, lambda: own.softmax_back(mx.zeros((2, KEYS, 6, 3)), mx.zeros((2, KEYS, 6, 3)))),
+        "turn": (3, 512, lambda: own.turn(state, 2, 3)),  # a block for two tokens
+        "turn_back": (3, 512, lambda: own.turn_back(*own.turn(state, 2, 3))),
+        "norm_low": (3, 512, lambda: own.norm_low(state, random_array(WIDTH), factors, 1e-5)),
+        "norm_back": (3, 512, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
+        # For each eight of the rank, one for 64 columns of the inputs or the gradient.
+        "factors_back": (2 * 2, 512, lambda: own.factors_back(state, small, small, state)),
+        "gates_back": (1, 256, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for four columns
+        "softmax": (3, 256, lambda: own.softmax(random_array(2, KEYS, 6, 3), None)),  # a warp for a row of scores
+        "softmax_back": (3, 256, lambda: own.softmax_back(mx.zeros((2, KEYS, 6, 3)), mx.zeros((2, KEYS, 6, 3)))),
     }
     kind = "float32" if dtype == mx.float32 else "bfloat16"
-    for name, (blocks, call) in expected.items():
+    for name, (blocks, threads, call) in expected.items():
         call()
         one = asked[-1]
         assert one["name"] == f"sqlora_{name}_{kind}"
-        assert (one["grid"], one["threadgroup"]) == ((blocks * 256, 1, 1), (256, 1, 1))
+        assert (one["grid"], one["threadgroup"]) == ((blocks * threads, 1, 1), (threads, 1, 1))
         assert one["ensure_row_contiguous"]
-        assert {array.dtype for array in one["inputs"] if array is not own.turns} == {dtype}
+        assert {array.dtype for array in one["inputs"] if array is not own._angles_of(3)} == {dtype}
         assert set(one["output_dtypes"]) == {dtype}
 
 
@@ -453,7 +453,6 @@ def test_the_source_has_the_sizes_that_are_counted_with() -> None:
         ("TOKENS", kernels._TOKENS),
         ("CHUNK", kernels._CHUNK),
         ("MOST_RANK", kernels._MOST_RANK),
-        ("MOST_PAIRS", kernels._MOST_SIZE // 2),
         ("WARPS", kernels._THREADS // 32),
     ):
         assert re.search(rf"const int {name} = {value};", text), name

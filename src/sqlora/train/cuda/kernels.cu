@@ -7,11 +7,10 @@
 
 typedef unsigned long long Size;
 
-const int TOKENS = 4;        // rows that a block takes, so that it reads an adapter a fourth as often
-const int CHUNK = 8;         // columns of an adapter that a thread takes at once
+const int TOKENS = 2;  // rows that a block takes, so that it reads an adapter half as often
+const int CHUNK = 8;   // columns of an adapter that a thread takes at once
 const int MOST_RANK = 32;
-const int MOST_PAIRS = 128;  // half of a head's size
-const int WARPS = 8;         // of a block of those kernels that count on it
+const int WARPS = 16;  // of a block of those kernels that count on it
 
 struct alignas(4 * sizeof(T)) Four {
     T at[4];
@@ -204,17 +203,15 @@ KERNEL(norm_back)(
 }
 #endif
 
-// Sine and cosine of the angles by which the pairs of a block's tokens turn. turns: (size / 2) each pair's at position 1.
+// Sines and cosines of the angles by which four pairs of a head turn; of values none does.
 struct Angles {
-    float (*sines)[MOST_PAIRS], (*cosines)[MOST_PAIRS];
-    __device__ Angles(const Block& block, const float* turns, int length, int pairs) {
-        __shared__ float shared_sines[TOKENS][MOST_PAIRS], shared_cosines[TOKENS][MOST_PAIRS];
-        sines = shared_sines, cosines = shared_cosines;
-        for (int index = threadIdx.x; index < TOKENS * pairs; index += blockDim.x) {
-            const int token = index / pairs, pair = index % pairs;
-            sincosf(int(block.row(token)) % length * turns[pair], &sines[token][pair], &cosines[token][pair]);
-        }
-        __syncthreads();
+    float sines[4] = {}, cosines[4] = {1, 1, 1, 1};
+    // turns: (2, length, pairs) sines and cosines at each position.
+    __device__ Angles(const float* turns, int place, int length, int pairs, int pair, bool turned) {
+        const float *from = turns + Size(place) * pairs + pair, *behind = from + Size(length) * pairs;
+        if (turned)
+#pragma unroll
+            for (int one = 0; one < 4; one++) sines[one] = from[one], cosines[one] = behind[one];
     }
 };
 
@@ -238,7 +235,6 @@ KERNEL(turn)(
     int queries, int keys, int size, int rank
 ) {
     const Block block(rows * length);
-    const Angles angles(block, turns, length, size / 2);
     const Small small(block, low, rank);
     const int width = (queries + 2 * keys) * size, half = size / 2;
     for (int index = threadIdx.x * 4; index < width / 2; index += blockDim.x * 4) {
@@ -250,11 +246,11 @@ KERNEL(turn)(
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             if (!block.has(token)) continue;
+            const Angles angles(turns, block.row(token) % length, length, half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {
-                const float sine = head.kind < 2 ? angles.sines[token][pair + place] : 0;
-                const float cosine = head.kind < 2 ? angles.cosines[token][pair + place] : 1;
+                const float sine = angles.sines[place], cosine = angles.cosines[place];
                 above.at[place] = put(first.at[token][place] * cosine - other.at[token][place] * sine);
                 below.at[place] = put(first.at[token][place] * sine + other.at[token][place] * cosine);
             }
@@ -273,7 +269,6 @@ KERNEL(turn_back)(
     int length, int queries, int keys, int size, int rank, int parts
 ) {
     const Block block(rows * length);
-    const Angles angles(block, turns, length, size / 2);
     const int width = (queries + 2 * keys) * size, half = size / 2;
     for (int index = threadIdx.x * 4; index < width / 2; index += blockDim.x * 4) {
         Head head(index / half, queries, keys);
@@ -291,11 +286,11 @@ KERNEL(turn_back)(
                 for (int place = 0; place < 4; place++)
                     first[place] += get(above.at[place]), other[place] += get(below.at[place]);
             }
+            const Angles angles(turns, block.row(token) % length, length, half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {
-                const float sine = head.kind < 2 ? angles.sines[token][pair + place] : 0;
-                const float cosine = head.kind < 2 ? angles.cosines[token][pair + place] : 1;
+                const float sine = angles.sines[place], cosine = angles.cosines[place];
                 above.at[place] = put(first[place] * cosine + other[place] * sine);
                 below.at[place] = put(other[place] * cosine - first[place] * sine);
             }
@@ -307,39 +302,53 @@ KERNEL(turn_back)(
 }
 #endif
 
-// Of all tokens reduced.T @ inputs (rank, inner), and behind it low.T @ gradient (rank, outer). A block takes 128 columns
-// of one of them and a chunk of rows, a thread 4 columns, a warp every eighth token.
+// Of all tokens reduced.T @ inputs (rank, inner), and behind it low.T @ gradient (rank, outer). A block takes 64 columns of
+// one of them and a chunk of rows, a thread 2 columns, and a warp every sixteenth token, some of them at once.
 #ifdef USE_factors_back
+struct alignas(2 * sizeof(T)) Two {
+    T at[2];
+};
+
 KERNEL(factors_back)(
     const T* inputs, const T* reduced, const T* low, const T* gradient, T* out, int tokens, int inner, int outer, int rank
 ) {
-    __shared__ float parts[WARPS][4 * CHUNK][32];
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = rank / CHUNK, blocks = (inner + 127) / 128;
+    const int AT_ONCE = 4;
+    __shared__ float parts[WARPS][2 * CHUNK][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = rank / CHUNK, blocks = (inner + 63) / 64;
     const int block = blockIdx.x / chunks, start = blockIdx.x % chunks * CHUNK;
     const bool behind = block >= blocks;
     const T *matrix = behind ? gradient : inputs, *small = (behind ? low : reduced) + start;
-    const int width = behind ? outer : inner, first = (block - (behind ? blocks : 0)) * 128, column = first + lane * 4;
-    float sums[4 * CHUNK] = {};
-    if (column < width) {
-#pragma unroll 4
-        for (int token = warp; token < tokens; token += WARPS) {
-            const Four from = four(matrix + Size(token) * width + column);
-            const Four factors[2] = {four(small + Size(token) * rank), four(small + Size(token) * rank + 4)};
+    const int width = behind ? outer : inner, first = (block - (behind ? blocks : 0)) * 64;
+    const int column = min(first + lane * 2, width - 2);
+    float sums[CHUNK][2] = {};
+    for (int token = warp; token < tokens; token += AT_ONCE * WARPS) {
+        Two from[AT_ONCE];
+        Four factors[AT_ONCE][2];
 #pragma unroll
-            for (int number = 0; number < 4 * CHUNK; number++) {
-                const int one = number / 4;
-                sums[number] += get(from.at[number % 4]) * get(factors[one / 4].at[one % 4]);
+        for (int next = 0; next < AT_ONCE; next++) {  // all of them on their way before the first is there
+            const Size row = min(token + next * WARPS, tokens - 1);
+            from[next] = *(const Two*)(matrix + row * width + column);
+            factors[next][0] = four(small + row * rank), factors[next][1] = four(small + row * rank + 4);
+        }
+#pragma unroll
+        for (int next = 0; next < AT_ONCE; next++) {
+            const bool there = token + next * WARPS < tokens;
+            const float x = there ? get(from[next].at[0]) : 0, y = there ? get(from[next].at[1]) : 0;
+#pragma unroll
+            for (int one = 0; one < CHUNK; one++) {
+                const float factor = get(factors[next][one / 4].at[one % 4]);
+                sums[one][0] += x * factor, sums[one][1] += y * factor;
             }
         }
     }
 #pragma unroll
-    for (int number = 0; number < 4 * CHUNK; number++) parts[warp][number][lane] = sums[number];
+    for (int number = 0; number < 2 * CHUNK; number++) parts[warp][number][lane] = sums[number / 2][number % 2];
     __syncthreads();
     T* to = out + (behind ? Size(rank) * inner : 0) + Size(start) * width;
-    for (int index = threadIdx.x; index < CHUNK * 128; index += blockDim.x) {
-        const int one = index / 128, place = index % 128;
+    for (int index = threadIdx.x; index < CHUNK * 64; index += blockDim.x) {
+        const int one = index / 64, place = index % 64;
         float sum = 0;
-        for (int part = 0; part < WARPS; part++) sum += parts[part][one * 4 + place % 4][place / 4];
+        for (int part = 0; part < WARPS; part++) sum += parts[part][one * 2 + place % 2][place / 2];
         if (first + place < width) to[Size(one) * width + first + place] = put(sum);
     }
 }

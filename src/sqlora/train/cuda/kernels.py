@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,21 @@ from sqlora.mlx import mx, nn
 
 import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
+from numpy.typing import NDArray
 
 from sqlora.runtime import has_cuda
 
 CODE = Path(__file__).with_suffix(".cu")
-_THREADS = 256  # of a block
-_FEW = 64  # of one of the attention's, whose warps are few and do not share anything
+_THREADS = 512  # of a block
+_ALONE = 256  # of one whose threads do not share anything
+_FEW = 64  # of one of the attention's, whose warps are few
 _WARP = 32
 _COMPILERS = 4
-_TOKENS, _CHUNK = 4, 8  # as in the source
+_TOKENS, _CHUNK = 2, 8  # as in the source
 # Attention and adapters are for these kernels up to so many tokens and ranks of a group; with more, MLX's products of
 # matrices keep the device busier, and the host has time for them.
 MOST_TOKENS = 1024
 _MOST_RANK = 32  # as in the source
-_MOST_SIZE = 256  # of a head, likewise
 NAMES = ("norm_low", "norm_back", "turn", "turn_back", "factors_back", "gates_back", "softmax", "softmax_back")
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _TENSOR_CORES = 80  # the first architecture whose tensor cores have PRODUCTS
@@ -98,8 +99,9 @@ class Kernels:
     queries: int
     keys: int
     size: int
-    turns: mx.array
+    turns: NDArray[np.float64]
     scale: float
+    _angles: dict[int, mx.array] = field(default_factory=dict, compare=False)
 
     def attends(self, shape: tuple[int, int]) -> bool:
         """Whether the attention of a batch, rows and length, is for `attend`."""
@@ -128,8 +130,8 @@ class Kernels:
         low, second, rank = _small(adapter, heads)
         shapes = [(rows, count, length, self.size) for count in (self.queries, self.keys, self.keys)]
         numbers = [rows, length, self.queries, self.keys, self.size, rank]
-        arrays = [heads, self.turns, low, second]
-        query, key, value = self._run("turn", arrays, shapes, _blocks(rows * length), numbers, floats=self.turns)
+        arrays, angles = [heads, self._angles_of(length), low, second], self._angles_of(length)
+        query, key, value = self._run("turn", arrays, shapes, _blocks(rows * length), numbers, floats=angles)
         return query, key, value
 
     def turn_back(
@@ -141,10 +143,11 @@ class Kernels:
         """
         rows, _, length, _ = query.shape
         width, rank = (self.queries + 2 * self.keys) * self.size, 0 if second is None else len(second)
-        arrays = [query, key, value, self.turns, query if second is None else second]
+        angles = self._angles_of(length)
+        arrays = [query, key, value, angles, query if second is None else second]
         numbers = [rows, length, self.queries, self.keys, self.size, rank, key.shape[1] // self.keys]
         shapes = [(rows * length, width), (rows * length, rank) if rank else (1,)]  # MLX may not take an empty one
-        heads, reduced = self._run("turn_back", arrays, shapes, _blocks(rows * length), numbers, floats=self.turns)
+        heads, reduced = self._run("turn_back", arrays, shapes, _blocks(rows * length), numbers, floats=angles)
         return heads, reduced
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, window: int | None) -> Two:
@@ -187,7 +190,7 @@ class Kernels:
     def factors_back(self, inputs: mx.array, reduced: mx.array, low: mx.array, gradient: mx.array) -> mx.array:
         """Gradients of an adapter's factors in one vector: reduced.T @ inputs, and behind it low.T @ gradient."""
         (tokens, inner), outer, rank = inputs.shape, gradient.shape[1], reduced.shape[1]
-        blocks = (-(-inner // 128) + -(-outer // 128)) * (rank // _CHUNK)
+        blocks = (-(-inner // 64) + -(-outer // 64)) * (rank // _CHUNK)
         arrays, numbers = [inputs, reduced, low, gradient], [tokens, inner, outer, rank]
         return self._run("factors_back", arrays, [(rank * (inner + outer),)], blocks * _THREADS, numbers)[0]
 
@@ -195,14 +198,16 @@ class Kernels:
         """Scores (rows, kv heads, repeats * length, length) -> weights, causal and within the window, if any."""
         length = scores.shape[-1]
         rows = scores.size // length
-        return self._run("softmax", [scores], [scores.shape], rows * _WARP, [rows, length, window or 0, self.scale])[0]
+        numbers = [rows, length, window or 0, self.scale]
+        return self._run("softmax", [scores], [scores.shape], rows * _WARP, numbers, block=_ALONE)[0]
 
     def softmax_back(self, weights: mx.array, gradient: mx.array) -> mx.array:
         """The gradient of weights -> that of the scores."""
         length = weights.shape[-1]
         rows = weights.size // length
         arrays = [weights, gradient]
-        return self._run("softmax_back", arrays, [weights.shape], rows * _WARP, [rows, length, self.scale])[0]
+        numbers = [rows, length, self.scale]
+        return self._run("softmax_back", arrays, [weights.shape], rows * _WARP, numbers, block=_ALONE)[0]
 
     def norm_back(
         self,
@@ -225,7 +230,15 @@ class Kernels:
     def gates_back(self, gradient: mx.array, gates: mx.array) -> mx.array:
         """The gradient (T, inner) of silu(gate) * up -> that of gates (T, 2 * inner), gate and up side by side."""
         rows, inner = gradient.shape
-        return self._run("gates_back", [gradient, gates], [gates.shape], gradient.size // 4, [rows, inner])[0]
+        threads = gradient.size // 4
+        return self._run("gates_back", [gradient, gates], [gates.shape], threads, [rows, inner], block=_ALONE)[0]
+
+    def _angles_of(self, length: int) -> mx.array:
+        """Sines and cosines of each pair's angle at each position, (2, length, size / 2) in float32."""
+        if length not in self._angles:
+            angles = np.arange(length)[:, None] * self.turns
+            self._angles[length] = mx.array(np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32))
+        return self._angles[length]
 
     def _run(
         self,
@@ -283,21 +296,23 @@ def choose_kernels(attention: Any, size: int, widths: Sequence[int], dtype: mx.D
     rope, name = attention.rope, str(dtype).rpartition(".")[2]
     if not has_cuda() or mx.default_device().type != mx.DeviceType.gpu or name not in TYPES:
         return None
-    if rope.traditional or rope.dims != size or size % 8 or size > _MOST_SIZE or any(width % 4 for width in widths):
+    if rope.traditional or rope.dims != size or size % 8 or any(width % 4 for width in widths):
         return None
-    binaries, turns = compiled(name, size), turns_of(rope)
+    binaries = compiled(name, size)
     if binaries is None:
         return None
-    mx.eval(turns)  # or a compiled step computes them each time
-    return Kernels(dtype, binaries, attention.n_heads, attention.n_kv_heads, size, turns, float(attention.scale))
+    return Kernels(
+        dtype, binaries, attention.n_heads, attention.n_kv_heads, size, turns_of(rope), float(attention.scale)
+    )
 
 
-def turns_of(rope: nn.Module) -> mx.array:
-    """Of an nn.RoPE or a Llama3RoPE: each pair's angle at position 1, (dims / 2,) in float32."""
+def turns_of(rope: nn.Module) -> NDArray[np.float64]:
+    """Of an nn.RoPE or a Llama3RoPE: each pair's angle at position 1, (dims / 2,)."""
     if isinstance(rope, Llama3RoPE):
-        return 1 / rope._freqs
+        return 1 / np.array(rope._freqs, dtype=np.float64)
     powers = np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims
-    return mx.array((rope.scale * float(rope.base) ** -powers).astype(np.float32))
+    scaled: NDArray[np.float64] = rope.scale * float(rope.base) ** -powers
+    return scaled
 
 
 def name_of(kernel: str, dtype: str) -> str:
