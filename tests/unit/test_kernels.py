@@ -23,6 +23,7 @@ from sqlora.train.attention import attend, attend_back, make_mask
 from sqlora.train.cuda import kernels
 from sqlora.train.cuda.kernels import (
     Kernels,
+    angles_of,
     begin_compiling,
     choose_kernels,
     compile_for,
@@ -151,6 +152,34 @@ def test_large_scores_of_16_bits_do_not_overflow() -> None:
     mixed, sums = own.attend(query, key, value, None)
     gradients = own.attend_back(mixed, query, key, value, mixed, sums, None)
     assert all(np.isfinite(np.array(one.astype(mx.float32))).all() for one in (mixed, sums, *gradients))
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_what_is_hidden_is_hidden_from_scores_far_below_zero() -> None:
+    own = attention_kernels(mx.float16, 64)
+    query, key = mx.ones((1, QUERIES, 20, 64)) * 8, mx.ones((1, KEYS, 20, 64)) * -60
+    value = random_array(1, KEYS, 20, 64)
+    mixed, _ = own.attend(*(one.astype(mx.float16) for one in (query, key, value)), None)
+    expected, _ = attend(query, key, value, make_mask(20, mx.float32, QUERIES // KEYS, None), own.scale)
+    near(mixed.astype(mx.float32), expected, 2e-3)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_what_is_no_number_does_not_vanish() -> None:
+    own = attention_kernels(mx.float16, 64)
+    query, key, value = (mx.ones((1, heads, 20, 64), dtype=mx.float16) for heads in (QUERIES, KEYS, KEYS))
+    key[:, :, 7] = mx.nan
+    mixed, _ = own.attend(query, key, value, None)
+    assert np.isnan(np.array(mixed)).all(axis=1).tolist() == [False] * 7 + [True] * 13
+
+
+def test_layers_share_a_table_of_angles() -> None:
+    one, other = (of(ROPES["plain"]()) for _ in range(2))
+    table = angles_of(one.turns.tobytes(), 65)
+    assert table is angles_of(other.turns.tobytes(), 128)
+    assert table.shape == (128, 2, SIZE // 2)
+    assert angles_of(one.turns.tobytes(), 1).shape[0] == 64
+    assert angles_of(one.turns.tobytes(), 129).shape[0] == 256
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -306,7 +335,7 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         assert one["name"] == f"sqlora_{name}_{kind}"
         assert (one["grid"], one["threadgroup"]) == ((blocks * threads, 1, 1), (threads, 1, 1))
         assert one["ensure_row_contiguous"]
-        assert {array.dtype for array in one["inputs"] if array is not own._angles_of(3)} == {dtype}
+        assert {array.dtype for array in one["inputs"] if array is not angles_of(own.turns.tobytes(), 3)} == {dtype}
         assert set(one["output_dtypes"]) == {dtype}
 
 

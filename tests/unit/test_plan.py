@@ -20,7 +20,7 @@ from train_params import train_params
 
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
-from sqlora.plan import check, machine, prediction
+from sqlora.plan import check, machine, memory, prediction
 from sqlora.plan.check import expect
 from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
@@ -290,6 +290,28 @@ def test_what_a_cuda_device_has_beside_a_macs() -> None:
     assert metal["places in the adapter"] == 0
     large = predict(shape, lora, TRAIN, work_of(sizes, assumed_sizes(1000), TRAIN), device="cuda")
     assert large.phases["validation"]["inputs of the validation"] == TRANSFER_BYTES
+
+
+def test_attention_kernels_have_no_weights_in_memory() -> None:
+    shape, lora = known_shape("mistral-7b").converted("bfloat16", None, 64), dataclasses.replace(LORA, layers=16)
+    weights = 32 * 200**2  # numbers a row
+
+    def kept(rows: int = 4, shape: Shape = shape, lora: LoraParams = lora, device: str = "cuda") -> float:
+        """Numbers, without those that are there in any case."""
+        width = shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner + lora.rank * len(lora.targets)
+        return memory._kept(shape, lora, Load(rows, 200, 1), device)[2] / shape.itemsize - rows * 200 * width
+
+    assert kept() == 4 * 200 * 4096, "what comes out of it"
+    assert kept(rows=6) == 6 * weights, "too many tokens for the kernels"
+    assert kept(device="metal") == 4 * weights
+    assert kept(shape=known_shape("mistral-7b").converted("float32", None, 64)) == 4 * weights
+    assert kept(shape=dataclasses.replace(shape, heads=16)) == 4 * weights / 2, "heads of 256"
+    assert kept(lora=dataclasses.replace(lora, dropout=0.1)) == 4 * weights
+    back = {device: memory._attention_back(shape, lora, Load(4, 200, 1), device) // 2 for device in ("cuda", "metal")}
+    assert back["cuda"] - back["metal"] == 4 * 200 * (2 * 4096 - 1024) - 2 * 4 * weights
+    filled = memory._places(shape, dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj")))
+    small = dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj"))
+    assert filled == 4 * (16 * 16 * (4096 + 6144) + adapter_size(shape, small)), "rows of two of rank 5, and of zeros"
 
 
 def test_validation_batches_of_a_length_have_one_shape_on_a_gpu() -> None:

@@ -42,7 +42,7 @@ def expect(
     prediction = predict(shape, lora, params, work, device=machine.device, outside=outside)
     if not params.force and prediction.peak > machine.memory:
         raise _refusal(shape, lora, params, sizes, machine, prediction, group.size)
-    # The limit is a little above the predicted peak; where that is more than there is, MLX waits earlier.
+    # On Metal the limit is a little above the predicted peak; where that is more than there is, MLX waits earlier.
     fits = prediction.peak <= machine.memory
     mx.set_memory_limit(min(prediction.limit, machine.memory) if fits else prediction.limit)
     return prediction

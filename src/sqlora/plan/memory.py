@@ -117,7 +117,10 @@ def _written(shape: Shape, lora: LoraParams) -> bool:
 
 
 def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> bool:
-    """Whether attention is one of the CUDA kernels of sqlora.train.cuda, which has no weights in memory."""
+    """Whether attention is one of the CUDA kernels of sqlora.train.cuda, which has no weights in memory.
+
+    Before sm_80, or where NVRTC fails, it is not, and takes some megabytes more.
+    """
     fits = load.length <= PLAIN_ATTENTION and load.rows * load.length <= MOST_TOKENS
     return _fused(shape, lora, device) and shape.itemsize == 2 and shape.queries // shape.heads in SIZES and fits
 

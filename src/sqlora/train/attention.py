@@ -89,7 +89,9 @@ def attend_back(
     kernels: Kernels | None = None,
     window: int | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Gradients of query, key and value, in their shapes."""
+    """Gradients of query, key and value, in their shapes; the attention kernels give those of key and value in the
+    shape of query: what comes from the heads that share a key is to be added up.
+    """
     rows, heads, length, size = attended.query.shape
     if attended.mixed is not None and attended.sums is not None:
         assert kernels

@@ -206,12 +206,12 @@ KERNEL(norm_back)(
 // Sines and cosines of the angles by which four pairs of a head turn; of values none does.
 struct Angles {
     float sines[4] = {}, cosines[4] = {1, 1, 1, 1};
-    // turns: (2, length, pairs) sines and cosines at each position.
-    __device__ Angles(const float* turns, int place, int length, int pairs, int pair, bool turned) {
-        const float *from = turns + Size(place) * pairs + pair, *behind = from + Size(length) * pairs;
+    // turns: (positions, 2, pairs) sines and cosines.
+    __device__ Angles(const float* turns, int place, int pairs, int pair, bool turned) {
+        const float* from = turns + Size(place) * 2 * pairs + pair;
         if (turned)
 #pragma unroll
-            for (int one = 0; one < 4; one++) sines[one] = from[one], cosines[one] = behind[one];
+            for (int one = 0; one < 4; one++) sines[one] = from[one], cosines[one] = from[pairs + one];
     }
 };
 
@@ -246,7 +246,7 @@ KERNEL(turn)(
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             if (!block.has(token)) continue;
-            const Angles angles(turns, block.row(token) % length, length, half, pair, head.kind < 2);
+            const Angles angles(turns, block.row(token) % length, half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -286,7 +286,7 @@ KERNEL(turn_back)(
                 for (int place = 0; place < 4; place++)
                     first[place] += get(above.at[place]), other[place] += get(below.at[place]);
             }
-            const Angles angles(turns, block.row(token) % length, length, half, pair, head.kind < 2);
+            const Angles angles(turns, block.row(token) % length, half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -407,8 +407,8 @@ KERNEL(softmax_back)(const T* weights, const T* gradient, T* out, int rows, int 
 
 #ifdef MULTIPLY
 // Attention and its way back, by the tensor cores' products of 16 x 16 and 16 x 8 numbers, for types of 16 bits. A warp
-// takes 16 queries of a head, or 16 keys, and no more than one tile of 16 x 16 scores at a time: what all of them would
-// take is never in memory (Dao et al., 2022: FlashAttention). Inputs are short enough that they stay in the caches.
+// takes 16 queries of a head, or 16 keys, and works on 16 x 16 scores at a time: what all of them would take is never in
+// memory (Dao et al., 2022: FlashAttention). Inputs are short enough that they stay in the caches.
 //
 // A thread holds, of a left side and of what comes out, rows `upper()` and upper() + 8, and of each eight columns
 // `left()` and left() + 1; of a right side, turned, the same with columns for rows (PTX: mma.m16n8k16).
@@ -574,7 +574,7 @@ template <int SIZE> __device__ inline void attend(
 #pragma unroll
                 for (int number = 2 * low; number < 2 * low + 2; number++) {
                     float& score = scores.halves[half][number];
-                    score = score > -1.0e38f ? expf(score - here) : 0;
+                    score = score < -1.0e38f ? 0 : expf(score - here);  // what is no number stays none
                     sum[low] += score;
                 }
         }

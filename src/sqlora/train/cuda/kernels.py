@@ -2,7 +2,8 @@
 the host more than the device needs for it.
 
 MLX compiles kernels that it is given as source in every process anew, two seconds each. So this module has NVRTC, the
-compiler that MLX brings along, compile kernels.cu: it needs no headers, and all of it takes a third of a second.
+compiler that MLX brings along, compile kernels.cu: it needs no headers, and the kernels take a tenth of a second each
+and attention's way back a whole one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,10 @@ Two = tuple[mx.array, mx.array]
 class Kernels:
     """The kernels for an attention's shape.
 
-    dtype: of all arrays; binaries: what NVRTC made of kernels.cu, by kernel; queries, keys: numbers of heads; size: of
-    one; turns: (size / 2,) the angle by which each pair of numbers turns from one position to the next; scale: of the
-    scores. Of an adapter's factors, first is (rank, inputs) and second (rank, outputs), rank a multiple of 8.
+    dtype: of all arrays but angles and sums; binaries: what NVRTC made of kernels.cu, by kernel; queries, keys: numbers
+    of heads; size: of one; turns: (size / 2,) the angle by which each pair of numbers turns from one position to the
+    next; scale: of the scores. Of an adapter's factors, first is (rank, inputs) and second (rank, outputs), rank a
+    multiple of 8.
     """
 
     dtype: mx.Dtype
@@ -101,7 +103,6 @@ class Kernels:
     size: int
     turns: NDArray[np.float64]
     scale: float
-    _angles: dict[int, mx.array] = field(default_factory=dict, compare=False)
 
     def attends(self, shape: tuple[int, int]) -> bool:
         """Whether the attention of a batch, rows and length, is for `attend`."""
@@ -130,7 +131,8 @@ class Kernels:
         low, second, rank = _small(adapter, heads)
         shapes = [(rows, count, length, self.size) for count in (self.queries, self.keys, self.keys)]
         numbers = [rows, length, self.queries, self.keys, self.size, rank]
-        arrays, angles = [heads, self._angles_of(length), low, second], self._angles_of(length)
+        angles = angles_of(self.turns.tobytes(), length)
+        arrays = [heads, angles, low, second]
         query, key, value = self._run("turn", arrays, shapes, _blocks(rows * length), numbers, floats=angles)
         return query, key, value
 
@@ -143,7 +145,7 @@ class Kernels:
         """
         rows, _, length, _ = query.shape
         width, rank = (self.queries + 2 * self.keys) * self.size, 0 if second is None else len(second)
-        angles = self._angles_of(length)
+        angles = angles_of(self.turns.tobytes(), length)
         arrays = [query, key, value, angles, query if second is None else second]
         numbers = [rows, length, self.queries, self.keys, self.size, rank, key.shape[1] // self.keys]
         shapes = [(rows * length, width), (rows * length, rank) if rank else (1,)]  # MLX may not take an empty one
@@ -233,13 +235,6 @@ class Kernels:
         threads = gradient.size // 4
         return self._run("gates_back", [gradient, gates], [gates.shape], threads, [rows, inner], block=_ALONE)[0]
 
-    def _angles_of(self, length: int) -> mx.array:
-        """Sines and cosines of each pair's angle at each position, (2, length, size / 2) in float32."""
-        if length not in self._angles:
-            angles = np.arange(length)[:, None] * self.turns
-            self._angles[length] = mx.array(np.stack([np.sin(angles), np.cos(angles)]).astype(np.float32))
-        return self._angles[length]
-
     def _run(
         self,
         name: str,
@@ -313,6 +308,21 @@ def turns_of(rope: nn.Module) -> NDArray[np.float64]:
     powers = np.arange(0, rope.dims, 2, dtype=np.float64) / rope.dims
     scaled: NDArray[np.float64] = rope.scale * float(rope.base) ** -powers
     return scaled
+
+
+def angles_of(turns: bytes, length: int) -> mx.array:
+    """Sines and cosines of each pair's angle, (positions, 2, size / 2) in float32, for at least so many positions.
+
+    Args:
+        turns: the bytes of Kernels.turns; all layers have the same, and the same table.
+    """
+    return _angles(turns, max(64, 1 << (length - 1).bit_length()))
+
+
+@cache
+def _angles(turns: bytes, positions: int) -> mx.array:
+    angles = np.arange(positions)[:, None] * np.frombuffer(turns)
+    return mx.array(np.stack([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32))
 
 
 def name_of(kernel: str, dtype: str) -> str:
