@@ -303,18 +303,24 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
             call()
 
 
-@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
-def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
-    monkeypatch: pytest.MonkeyPatch, dtype: mx.Dtype
-) -> None:
-    asked: list[dict[str, Any]] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What MLX is asked for from now on; it gives zeros."""
+    calls: list[dict[str, Any]] = []
 
     def fake(**given: Any) -> list[mx.array]:
-        asked.append(given)
+        calls.append(given)
         outputs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
         return [mx.zeros(shape, dtype=one) for shape, one in outputs]
 
     monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", fake)
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
+    asked: list[dict[str, Any]], dtype: mx.Dtype
+) -> None:
     own, state = of(ROPES["plain"](), dtype), random_array(6, WIDTH).astype(dtype)
     small, factors = random_array(6, 16).astype(dtype), random_array(16, WIDTH)  # of another type
     expected = {
@@ -339,15 +345,7 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         assert set(one["output_dtypes"]) == {dtype}
 
 
-def test_mlx_is_asked_for_a_warp_for_sixteen_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[dict[str, Any]] = []
-
-    def fake(**given: Any) -> list[mx.array]:
-        asked.append(given)
-        outputs = zip(given["output_shapes"], given["output_dtypes"], strict=True)
-        return [mx.zeros(shape, dtype=one) for shape, one in outputs]
-
-    monkeypatch.setattr(mx.fast, "precompiled_cuda_kernel", fake)
+def test_mlx_is_asked_for_a_warp_for_sixteen_queries(asked: list[dict[str, Any]]) -> None:
     own = attention_kernels(mx.float16, 128)
     query, key = (random_array(3, heads, 17, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
     mixed, sums = own.attend(query, key, key, None)
