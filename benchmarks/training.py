@@ -1,13 +1,14 @@
 """Whole training runs of sqlora, mlx_lm.lora and PEFT on the same model, examples and machine.
 
     python benchmarks/training.py [--settings 4x8,2x4] [--systems ours,mlx-lm,peft] [--iterations 600]
-        [--workers 2]
+        [--workers 1,2,4]
     python benchmarks/training.py --prepare TOKENS.json --wikisql FOLDER [--tokenizer tokenizer.model]
 
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
 late_step_ms is the mean of the second half of the steps, behind the warm-up, by the host's clock, without validations.
-With --cold each run on a GPU begins without compiled kernels. Tokens are the examples' own, without padding. Rank 8 on
+With --cold each run on a GPU begins without compiled kernels. With several numbers of --workers ours runs with each, on
+so many of the machine's GPUs, and is compared with the first. Tokens are the examples' own, without padding. Rank 8 on
 q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
 
 The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--cold", action="store_true", help="compile every kernel anew in every run")
     parser.add_argument("--again", action="store_true", help="run ours a second time with another learning rate")
-    parser.add_argument("--workers", type=int, default=1, help="ranks of ours")
+    parser.add_argument("--workers", default="1", help="ranks of ours; several numbers compare them")
     parser.add_argument("--prepare", type=Path, metavar="TOKENS.json")
     parser.add_argument("--wikisql", type=Path, help="folder in the official layout")
     parser.add_argument("--tokenizer", type=Path, help="a sentencepiece model")
@@ -79,7 +80,7 @@ def main() -> None:
     if arguments.one:
         system, setting = arguments.one.split(":")
         batch, layers = map(int, setting.split("x"))
-        if system == "ours" and start_ranks(batch, arguments.workers):
+        if system == "ours" and start_ranks(batch, int(arguments.workers)):
             return
         run_one(system, batch, layers, arguments)
         return
@@ -92,23 +93,48 @@ def main() -> None:
         for setting in arguments.settings.split(","):
             rates: dict[str, dict[str, float]] = {}
             systems = arguments.systems.split(",") + ["ours again"] * arguments.again
+            first, *more = map(int, arguments.workers.split(","))
             for system in systems:
-                rates[system] = start(system, setting, tokens, Path(scratch), arguments)
-            if "ours" in rates:
-                for system, rate in rates.items():
-                    if system != "ours":
-                        speed = rates["ours"]["tokens_per_second"] / rate["tokens_per_second"]
-                        memory = rates["ours"]["peak_gb"] / rate["peak_gb"]
-                        print(f"{setting}: ours over {system}: {speed:.2f} times the speed, {memory:.2f} of its memory")
+                rates[system] = start(system, setting, tokens, Path(scratch), arguments, first)
+            if "ours" not in rates:
+                continue
+            for system, rate in rates.items():
+                if system != "ours":
+                    speed = rates["ours"]["tokens_per_second"] / rate["tokens_per_second"]
+                    memory = rates["ours"]["peak_gb"] / rate["peak_gb"]
+                    print(f"{setting}: ours over {system}: {speed:.2f} times the speed, {memory:.2f} of its memory")
+            for workers in more:
+                with tempfile.TemporaryDirectory(dir=scratch) as another:  # without the states of the run before
+                    rate = start("ours", setting, tokens.resolve(), Path(another), arguments, workers)
+                print(
+                    f"{setting}: ours, {workers} ranks over {first}: {compare_ranks(rate, rates['ours'])}", flush=True
+                )
 
 
-def start(system: str, setting: str, tokens: Path, scratch: Path, arguments: argparse.Namespace) -> dict[str, float]:
+def compare_ranks(many: Mapping[str, float], few: Mapping[str, float]) -> str:
+    """Figures of a run beside those of another with fewer ranks."""
+
+    def speed(name: str) -> float:
+        return few.get(name, float("nan")) / many.get(name, float("nan"))
+
+    apart = abs(many.get("valid_loss", float("nan")) - few.get("valid_loss", float("nan")))
+    return (
+        f"{speed('seconds'):.2f} times the speed (steps {speed('step_seconds'):.2f}, late ones "
+        f"{speed('late_step_ms'):.2f}, frozen pass {speed('frozen_seconds'):.2f}), losses {apart:.4f} apart"
+    )
+
+
+def start(
+    system: str, setting: str, tokens: Path, scratch: Path, arguments: argparse.Namespace, workers: int
+) -> dict[str, float]:
     """Run one system in a process of its own; returns and prints its figures."""
     rate = arguments.learning_rate * (2 if system == "ours again" else 1)
     command = [sys.executable, __file__, "--one", f"{system.removesuffix(' again')}:{setting}", "--tokens", str(tokens)]
     command += ["--model", str(arguments.model.resolve()), "--iterations", str(arguments.iterations)]
-    command += ["--learning-rate", str(rate), "--workers", str(arguments.workers)]
+    command += ["--learning-rate", str(rate), "--workers", str(workers)]
     environment = dict(os.environ)
+    if "," in arguments.workers:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(workers)))
     if arguments.cold:
         environment["MLX_PTX_CACHE_DIR"] = tempfile.mkdtemp(dir=scratch)
     if system == "mlx-lm-slow-blas":
@@ -118,7 +144,8 @@ def start(system: str, setting: str, tokens: Path, scratch: Path, arguments: arg
         print(f"{setting} {system}: failed with {done.returncode}", flush=True)
         return {"tokens_per_second": float("nan"), "peak_gb": float("nan")}
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{setting} {system:<18}" + ", ".join(f"{name} {value:g}" for name, value in figures.items()), flush=True)
+    name = system + f", {workers} ranks" * (workers > 1)
+    print(f"{setting} {name:<18}" + ", ".join(f"{name} {value:g}" for name, value in figures.items()), flush=True)
     return figures
 
 
