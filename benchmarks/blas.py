@@ -40,7 +40,7 @@ tokenizer = Tokenizer(Path("artifacts/model"))
 rows = read_examples(Path("artifacts/dataset/train.jsonl"))
 examples = [tokenizer.encode_example(row.prompt, row.completion) for row in rows]
 lengths = [len(e.tokens) - 1 for e in examples]
-buckets = choose_lengths(lengths)
+buckets = choose_lengths(lengths, batch_size=params["train"].batch_size)
 stepper = Stepper(model, params["lora"], params["train"])
 
 def fetch(chosen, length):

@@ -174,7 +174,12 @@ def quantize() -> None:
     started = time.perf_counter()
     model, config = load_model(source, lazy=True)
     settings = {"group_size": 64, "bits": 4, "mode": "affine"}
-    nn.quantize(model, group_size=64, bits=4)
+    nn.quantize(
+        model,
+        group_size=64,
+        bits=4,
+        class_predicate=lambda _, module: hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0,
+    )
     target.mkdir()
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(target / "model.safetensors"), weights, metadata={"format": "mlx"})

@@ -209,7 +209,7 @@ def ours(
         if group.rank:
             return {}
     lengths = [len(example.tokens) - 1 for example in train]
-    buckets = choose_lengths(lengths)
+    buckets = choose_lengths(lengths, batch_size=batch)
     chosen = (index for step in range(iterations) for index in batch_indices(step, lengths, buckets, batch, 1))
     tokens = sum(len(train[index].tokens) for index in chosen)
     below, above = matmul_flop(read_config(model), layers)
@@ -281,6 +281,7 @@ def mlx_lm(
 
         def on_val_loss_report(self, info: dict[str, Any]) -> None:
             seen["valid_loss_its_own"] = info["val_loss"]
+            seen["validation_seconds"] = seen.get("validation_seconds", 0.0) + info["val_time"]
 
     args = TrainingArgs(
         batch_size=batch,
@@ -302,6 +303,7 @@ def mlx_lm(
     )
     seconds = time.perf_counter() - started + loaded
     peak = peak_memory()
+    seen["step_seconds"] = seconds - loaded - seen["validation_seconds"]
     # Its own loss counts a padding token behind every row as a target.
     seen["valid_loss"] = loss_of_tokens(base, [ids for ids, _ in data["valid"]])
     return {"seconds": seconds, "load_seconds": loaded, **seen, "peak_gb": peak}

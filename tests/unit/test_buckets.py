@@ -36,18 +36,44 @@ def test_the_order_depends_on_seed_and_step_alone() -> None:
     assert epoch(0, seed=5) != epoch(1, seed=5)
 
 
-@pytest.mark.parametrize("size", [1, 2, 4, 8])
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 16, 32])
 def test_few_shapes_and_little_padding(size: int) -> None:
     # About as WikiSQL's lengths are: mean 95, 95% under 131, the longest at 221.
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.gamma(20, 4.75, 1000), 40, 221).astype(int).tolist()
-    buckets = choose_lengths(lengths)
-    assert len(buckets) <= 14
-    padded = 0
+    buckets = choose_lengths(lengths, batch_size=size)
+    assert len(buckets) <= (14 if size < 32 else 18)
+    padded = filled = 0
     for step in range(-(-1000 // size)):
         chosen = batch_indices(step, lengths, buckets, size, 1)
-        padded += size * bucket_of(max(lengths[index] for index in chosen), buckets)
+        length = bucket_of(max(lengths[index] for index in chosen), buckets)
+        padded, filled = padded + len(chosen) * length, filled + size * length
     assert 1 - sum(lengths) / padded < 0.05
+    assert filled - padded <= size * min(buckets), "what is left over of an epoch are short examples"
+
+
+@pytest.mark.parametrize(("count", "size"), [(1000, 32), (1000, 16), (20, 16), (10, 16), (64, 32)])
+def test_a_large_batch_holds_examples_of_one_bucket(count: int, size: int) -> None:
+    lengths = [(7 * i) % 50 + 10 for i in range(count)]
+    buckets = choose_lengths(lengths, batch_size=size)
+    epochs = [
+        [
+            batch_indices(epoch * -(-count // size) + step, lengths, buckets, size, 1)
+            for step in range(-(-count // size))
+        ]
+        for epoch in range(2)
+    ]
+    for batches in epochs:
+        assert sorted(index for batch in batches for index in batch) == list(range(count))
+        for batch in batches:
+            # One that is as long as the next shorter bucket may be what filled no batch there.
+            top = bucket_of(max(lengths[index] for index in batch), buckets)
+            below = max((bucket for bucket in buckets if bucket < top), default=0)
+            assert all(lengths[index] >= below for index in batch)
+    assert count < size or epochs[0] != epochs[1]
+    # Lengths that were chosen for something else do no harm.
+    other = [batch_indices(step, lengths, (20, 59), size, 1) for step in range(-(-count // size))]
+    assert sorted(index for batch in other for index in batch) == list(range(count))
 
 
 def test_the_choice_of_lengths_is_the_best_there_is() -> None:

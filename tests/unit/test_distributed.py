@@ -177,11 +177,21 @@ def test_a_hostfile_that_does_not_fit_is_refused(tmp_path: Path, content: str | 
         launch.launched(workers, str(path), "auto")
 
 
-def test_a_hostfile_names_its_backend_unless_params_do(tmp_path: Path) -> None:
+def test_a_hostfile_names_its_backend_unless_params_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch.shutil, "which", lambda name: f"/usr/bin/{name}")
     path = tmp_path / "hosts.json"
     path.write_text(json.dumps({"backend": "jaccl", "hosts": [{"ssh": "a"}, {"ssh": "b"}]}))
     assert launch._hosts(1, str(path), "auto") == (["a", "b"], "jaccl")
     assert launch._hosts(1, str(path), "mpi") == (["a", "b"], "mpi")
+
+
+def test_mpi_needs_its_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SqloraError, match=r"backend: mpi: found no program mpirun.*backend to auto"):
+        launch._hosts(2, None, "mpi")
+    (tmp_path / "mpirun").write_text("#!/bin/sh\n")
+    (tmp_path / "mpirun").chmod(0o755)
+    assert launch._hosts(2, None, "mpi") == (["127.0.0.1"] * 2, "mpi")
 
 
 def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

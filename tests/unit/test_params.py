@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -119,6 +120,16 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, found: 
 def test_a_missing_file_is_an_error_with_a_next_step(tmp_path: Path) -> None:
     with pytest.raises(SqloraError, match=r"no such file.*profiles"):
         read_params(tmp_path / "params.yaml", {"section": Section})
+
+
+@pytest.mark.parametrize("layers", [0, -1])
+def test_no_adapted_layer_is_an_error(tmp_path: Path, layers: int) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    changed = re.sub(r"^  layers: \d+", f"  layers: {layers}", text, flags=re.MULTILINE)
+    assert changed != text
+    (tmp_path / "params.yaml").write_text(changed)
+    with pytest.raises(SqloraError, match=rf"lora\.layers: is {layers}; allowed is a whole number at least 1"):
+        check_params(tmp_path / "params.yaml")
 
 
 COMMITTED = [ROOT / "params.yaml", *sorted((ROOT / "profiles").glob("*.yaml"))]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import json
+import math
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -484,6 +486,60 @@ def test_the_plan_as_json(project: Path, capsys: pytest.CaptureFixture[str]) -> 
     total = sum(current["phases_gb"][current["largest_phase"]].values())
     assert current["peak_memory_gb"] == pytest.approx(total * 1.05, rel=0.01)
     assert all(option["fits"] == (option["peak_memory_gb"] <= 21.5) for option in record["options"])
+
+
+def test_states_without_room_are_said(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub(r"states_gb: \S+", "states_gb: 0.5", text))
+    assert plan(project) == 1
+    output = capsys.readouterr().out
+    assert re.search(r"The frozen layers' states take 0\.8\d+ GB, more than train\.states_gb", output)
+    assert " 0.94 GB !" in output
+    assert ">9." in output
+    assert "do not fit this machine" not in output
+
+
+def test_the_memory_of_one_of_several_processes(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def peak() -> float:
+        plan(project, device="cuda", memory_gb=80.0, as_json=True)
+        return float(
+            next(one["peak_memory_gb"] for one in json.loads(capsys.readouterr().out)["options"] if one["current"])
+        )
+
+    alone = peak()
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(re.sub(r"workers: 1", "workers: 4", text))
+    assert peak() < alone - 0.5
+    plan(project)
+    assert "each of 4 processes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"memory_gb": math.nan}, "--memory: found nan"),
+        ({"memory_gb": -5.0}, "--memory: found -5"),
+        ({"memory_gb": None, "device": "cuda"}, "--device cuda: found no --memory"),
+        ({"model": Path("x"), "shape": "demo"}, "found both --model and --shape"),
+        ({"model": Path("nowhere")}, r"nowhere/config\.json: found no such file.*Name another"),
+    ],
+)
+def test_a_machine_or_model_that_is_not_clear(project: Path, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(SqloraError, match=words):
+        plan(project, **options)
+
+
+@pytest.mark.parametrize(("content", "words"), [("[]", "no object"), ('{"torch_dtype": "int8"}', "int8")])
+def test_a_config_that_no_conversion_wrote(
+    project: Path, model_folder: Path, tmp_path: Path, content: str, words: str
+) -> None:
+    folder = tmp_path / "another"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    change = json.loads(content)
+    (folder / "config.json").write_text(json.dumps(config | change if change else change))
+    with pytest.raises(SqloraError, match=words):
+        plan(project, model=folder)
 
 
 def test_a_plan_needs_a_shape(project: Path) -> None:

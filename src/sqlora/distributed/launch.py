@@ -110,7 +110,7 @@ def _hosts(workers: int, hostfile: str | None, backend: str) -> tuple[list[str],
                 expected="a GPU for each worker",
                 next_step=f"Set workers to {max(1, gpus)}.",
             )
-        return ["127.0.0.1"] * workers, chosen
+        return ["127.0.0.1"] * workers, _startable(chosen)
     if workers != 1:
         raise SqloraError(
             "params.yaml",
@@ -138,7 +138,19 @@ def _hosts(workers: int, hostfile: str | None, backend: str) -> tuple[list[str],
             expected=f"two or more hosts, and one of {', '.join(_BACKENDS)}",
             next_step="Correct the hostfile, or set hostfile to null.",
         )
-    return hosts, chosen
+    return hosts, _startable(chosen)
+
+
+def _startable(backend: str) -> str:
+    """The backend, if what starts its ranks is there."""
+    if backend == "mpi" and shutil.which("mpirun") is None:
+        raise SqloraError(
+            "backend: mpi",
+            found="no program mpirun",
+            expected="an MPI that is installed, or another backend",
+            next_step="Install Open MPI, or set backend to auto.",
+        )
+    return backend
 
 
 def _environment(hosts: list[str], backend: str, folder: Path) -> dict[str, str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from sqlora.plan.shape import Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Size, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.data import encode, read_config
+from sqlora.train.states import ROOT as STATES
 
 GIGABYTE = 1e9
 _WIKISQL = (56_355, 8_421)  # questions of its train and dev parts, for a size of null
@@ -42,8 +46,9 @@ def run(
         memory_gb, device: of another machine; then no time is estimated.
 
     Raises:
-        SqloraError: an unknown shape, no model to plan for, a mistake in params.yaml.
+        SqloraError: an unknown shape, no model to plan for, a mistake in params.yaml, a machine that is not described.
     """
+    _require_clear(model, shape, memory_gb, device)
     file = params or root / PARAMS_FILE
     values = read_params(file, SECTIONS)
     convert, lora, train = values["convert"], values["lora"], values["train"]
@@ -61,16 +66,52 @@ def run(
     if not here:
         memory = machine.memory if memory_gb is None else int(memory_gb * GIGABYTE)
         machine = Machine(device or machine.device, memory, "the machine to plan for")
+    if machine.device == "cpu":  # whose memory the ranks share
+        machine = dataclasses.replace(machine, memory=machine.memory // train.workers)
     outside = outside_memory() if machine.device == "cpu" else 0
-    speed = measure(found, lora, train, work_of(*sizes, train)) if here else None
+    # What several ranks would take was not measured.
+    speed = measure(found, lora, train, work_of(*sizes, train)) if here and train.workers == 1 else None
     mx.clear_cache()
-    every = options(found, convert, lora, train, sizes, machine, speed, outside)
+    room = train.states_gb * GIGABYTE
+    if here:
+        room = min(room, _free(root / STATES))
+    every = options(found, convert, lora, train, sizes, machine, speed, outside, room)
     current = next(option for option in every if option.current)
     if as_json:
         print(json.dumps(_json(every, machine, speed, about, lengths), indent=2))
     else:
         print("\n".join(_table(every, current, machine, speed, about, lengths)))
-    return 0 if current.fits else 1
+    return 0 if current.fits and current.stores else 1
+
+
+def _require_clear(model: Path | None, shape: str | None, memory_gb: float | None, device: str | None) -> None:
+    if model is not None and shape is not None:
+        raise SqloraError(
+            "plan",
+            found="both --model and --shape",
+            expected="one of them",
+            next_step="Leave out the one that is not meant.",
+        )
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise SqloraError(
+            "--memory",
+            found=f"{memory_gb:g}",
+            expected="a number of GB above 0",
+            next_step="Name the memory that a run may take there, such as --memory 21.5.",
+        )
+    if memory_gb is None and device not in (None, this_machine().device):
+        raise SqloraError(
+            f"--device {device}",
+            found=f"no --memory, and a {this_machine().device} here",
+            expected="the memory of that machine",
+            next_step="Add --memory GB.",
+        )
+
+
+def _free(states: Path) -> int:
+    """Bytes that the states of frozen layers may take: what is free, and what they have already."""
+    there = sum(file.stat().st_size for file in states.rglob("*") if file.is_file())
+    return shutil.disk_usage(states if states.is_dir() else ".").free + there
 
 
 def _shape(
@@ -144,15 +185,22 @@ def _table(
         )
         lines.append(
             f"{'>' if shown.current else ' '} {batch:>5}{layers:>8}{shown.trainable:>14,}"
-            f"{written / GIGABYTE:>8.2f} GB{_duration(shown.seconds):>10}  {cells}"
+            f"{written / GIGABYTE:>8.2f} GB{'  ' if shown.stores else ' !'}{_duration(shown.seconds):>8}  {cells}"
         )
     lines += [
         "",
         "> is params.yaml. disk: frozen layers' states, checkpoints, adapter. time: an estimate of the train",
         "stage with the same train.iterations. Columns: convert.quantize, train.gradient_checkpointing.",
     ]
+    if current.train.workers > 1:
+        lines.append(f"Memory is that of each of {current.train.workers} processes (train.workers).")
     if not current.fits:
         lines.append("The current settings do not fit this machine: training will refuse them.")
+    if not current.stores:
+        lines += [
+            f"The frozen layers' states take {current.disk['states'] / GIGABYTE:.3g} GB, more than train.states_gb or",
+            "the disk has room for: training will refuse them. Raise train.states_gb, or set it to 0.",
+        ]
     return [line.rstrip() for line in lines]
 
 
@@ -179,6 +227,7 @@ def _json(every: list[Option], machine: Machine, speed: Speed | None, about: str
                 "gradient_checkpointing": one.train.gradient_checkpointing,
                 "peak_memory_gb": _gb(one.prediction.peak),
                 "fits": one.fits,
+                "room_for_states": one.stores,
                 "largest_phase": one.prediction.largest,
                 "phases_gb": {
                     phase: {name: _gb(size) for name, size in arrays.items()}

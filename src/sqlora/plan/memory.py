@@ -158,6 +158,19 @@ def _dequantized(shape: Shape, lora: LoraParams) -> int:
     return sum(math.prod(shape.projections[target]) for target in lora.targets) * shape.itemsize
 
 
+def _plain(shape: Shape, tokens: int, device: str, matrix: tuple[int, int]) -> int:
+    """Bytes of a product with a quantized weight of such (inputs, outputs) on a CPU: sqlora.quantized."""
+    if device != "cpu" or shape.bits is None:
+        return 0
+    # All in float32: the weight, what it is unpacked from and, where the model's type is another, rows and product.
+    return 4 * (2 * math.prod(matrix) + (tokens * sum(matrix) if shape.itemsize < 4 else 0))
+
+
+def _widest(shape: Shape) -> tuple[int, int]:
+    """A layer's largest matrix."""
+    return max(shape.projections.values(), key=math.prod)
+
+
 def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     """Bytes beside the kept ones while SwiGLU's gradients are computed."""
     tokens = load.rows * load.length
@@ -203,7 +216,9 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
     # the way back the shifted ones, their softmax and the targets' share.
     matrices = (1 + back) + (device == "cpu")
     rows = load.counted * shape.hidden * shape.itemsize  # chosen states or their gradient
-    return 4 * numbers * matrices + half + rows
+    # At the product itself there are logits or their gradient, and on a CPU a quantized weight's plain one.
+    plain = _plain(shape, load.counted, device, (shape.hidden, shape.vocab))
+    return max(4 * numbers * matrices + half, 4 * numbers + plain) + rows
 
 
 def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
@@ -220,6 +235,7 @@ def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, d
     else:
         kept, again = layers * (state + masks + rest), 0
     back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, lora, load, device))
+    back += _plain(shape, tokens, device, _widest(shape))
     head = _head(shape, load, device, back=True) + state  # and the last layer's output
     adapter = 4 * adapter_size(shape, lora)
     return {
@@ -242,6 +258,7 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     rest = _kept(shape, lora, load, device)[2]
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
+    layer += _plain(shape, tokens, device, _widest(shape))
     return {
         "the layer at work": max(_head(shape, load, device, back=False), layer, _lengths(shape, lora)),
         "adapter's values": 4 * adapter_size(shape, lora),
@@ -250,7 +267,7 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
 
 def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
     """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
-    states, left, busy = 0, WAVE_TOKENS, 0
+    states, left, busy, plain = 0, WAVE_TOKENS, 0, 0
     for length, count in work.states:
         rows = max(1, BATCH_TOKENS // length)
         taken = min(count, max(1, left // length))
@@ -263,10 +280,11 @@ def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
         mlp = tokens * (3 * shape.hidden + (3 + polynomial) * shape.inner)
         mixing = tokens * (2 * shape.hidden + 3 * shape.queries + 2 * shape.keys) + (1 + polynomial) * attention
         busy = max(busy, mlp, mixing)
+        plain = max(plain, _plain(shape, tokens, device, _widest(shape)))
         if left <= 0:
             break
     return {
         "states": states * shape.hidden * shape.itemsize,
         "weights of two layers": 2 * shape.layer_bytes,
-        "the batch at work": busy * shape.itemsize,
+        "the batch at work": busy * shape.itemsize + plain,
     }

@@ -22,7 +22,9 @@ LAYERS = (16, 8, 4)
 
 @dataclass(frozen=True)
 class Option:
-    """A choice of settings; seconds is None where nothing was measured."""
+    """A choice of settings; fits: into memory; stores: whether its states have room; seconds is None where nothing was
+    measured.
+    """
 
     lora: LoraParams
     train: TrainParams
@@ -30,6 +32,7 @@ class Option:
     current: bool
     prediction: Prediction
     fits: bool
+    stores: bool
     disk: dict[str, int]
     seconds: float | None
     trainable: int
@@ -44,8 +47,13 @@ def options(
     machine: Machine,
     speed: Speed | None,
     outside: int,
+    room: float,
 ) -> list[Option]:
-    """Every batch size with every number of layers, quantized or not, with checkpointing or not."""
+    """Every batch size with every number of layers, quantized or not, with checkpointing or not.
+
+    Args:
+        outside: bytes of a process beside MLX's arrays; room: bytes for the states of frozen layers.
+    """
     result = []
     for batch in _with(train.batch_size, BATCHES):
         work = None
@@ -54,9 +62,10 @@ def options(
                 for checkpointing in (False, True):
                     other = dataclasses.replace(lora, layers=layers)
                     changed = dataclasses.replace(train, batch_size=batch, gradient_checkpointing=checkpointing)
-                    work = work or work_of(*sizes, changed, compiled=machine.device != "cpu")
+                    work = work or work_of(*sizes, changed, ranks=train.workers, compiled=machine.device != "cpu")
                     model = shape.converted(convert.dtype, quantize, convert.group_size)
                     found = predict(model, other, changed, work, device=machine.device, outside=outside)
+                    written = disk(model, other, changed, work)
                     result.append(
                         Option(
                             lora=other,
@@ -65,7 +74,8 @@ def options(
                             current=(other, changed, quantize) == (lora, train, convert.quantize),
                             prediction=found,
                             fits=found.peak <= machine.memory,
-                            disk=disk(model, other, changed, work),
+                            stores=written["states"] <= room,
+                            disk=written,
                             seconds=seconds(model, other, changed, work, speed) if speed else None,
                             trainable=adapter_size(model, other),
                         )

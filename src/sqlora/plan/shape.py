@@ -103,9 +103,17 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
     """From the config.json of a converted model.
 
     Raises:
-        SqloraError: listing the keys that the config lacks.
+        SqloraError: listing the keys that the config lacks; another number type than a conversion writes.
     """
     projections = projection_shapes(config)
+    dtype = config.get("torch_dtype", "bfloat16")
+    if dtype not in BYTES:
+        raise SqloraError(
+            "config.json of the model",
+            found=f"torch_dtype {dtype}",
+            expected=f"one of {', '.join(BYTES)}",
+            next_step="Plan for a model that dvc repro convert has written.",
+        )
     quantization = config.get("quantization") or {}
     return Shape(
         layers=config["num_hidden_layers"],
@@ -116,7 +124,7 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         inner=config["intermediate_size"],
         vocab=config["vocab_size"],
         tied=bool(config.get("tie_word_embeddings", True)),
-        itemsize=BYTES[config.get("torch_dtype", "bfloat16")],
+        itemsize=BYTES[dtype],
         bits=quantization.get("bits"),
         group_size=quantization.get("group_size", 64),
         written=not (config.get("attention_bias") or config.get("mlp_bias")),

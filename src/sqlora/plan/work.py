@@ -93,7 +93,7 @@ def work_of(
     """
     lengths, valid_lengths = [one.length for one in train], [one.length for one in valid]
     counts = [one.answer if params.loss == "completion" else one.length for one in train]
-    buckets, accumulation = choose_lengths(lengths), params.gradient_accumulation
+    buckets, accumulation = choose_lengths(lengths, batch_size=params.batch_size), params.gradient_accumulation
     rows = most_rows(params.batch_size, accumulation, ranks)
     filled = most_counted(list(zip(lengths, counts, strict=True)), buckets, rows) if compiled else {}
     loads, tokens, batches, sent = set(), 0, 0, 0

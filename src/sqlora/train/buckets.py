@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,20 +15,32 @@ MOST_PADDING = 0.04
 FROZEN_PADDING = 0.1
 VALIDATION_PADDING = 0.15
 _MOST_BUCKETS = 24
+# Of so many examples or more no batch holds two buckets': there are too few batches that such ones would not matter.
+LARGE_BATCH = 16
 _VALIDATION_TOKENS = 1_024
 
 
-def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING) -> tuple[int, ...]:
+def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING, batch_size: int = 1) -> tuple[int, ...]:
     """The fewest lengths such that padding each example to the next of them adds at most that share of all tokens.
 
     Dynamic programming over the sorted lengths: the cheapest way to cover the shortest ones with a given number of
     buckets, extended by one bucket at a time.
 
+    Args:
+        batch_size: the buckets shall hold whole batches, as `epoch_batches` fills large ones.
+
     Returns:
         In rising order; the last is the longest example's.
     """
-    values, counts = np.unique(np.asarray(lengths), return_counts=True)
-    real = int((values * counts).sum())
+    large = batch_size if batch_size >= LARGE_BATCH else 1
+    ordered = np.sort(np.asarray(lengths))
+    real = int(ordered.sum())
+    # The longest of each batch of the sorted examples counts for all of them. What is left over are the shortest.
+    longest = ordered[::-1][::large][::-1]
+    sizes = np.full(len(longest), large)
+    sizes[0] = len(ordered) - large * (len(longest) - 1)
+    values, inverse = np.unique(longest, return_inverse=True)
+    counts = np.bincount(inverse, weights=sizes).astype(np.int64)
     before = np.concatenate([[0], np.cumsum(counts)])
     # cost[i, j]: tokens, padding included, of the examples whose length is values[i], …, values[j].
     size = len(values)
@@ -60,7 +72,7 @@ def batch_indices(step: int, lengths: Sequence[int], buckets: Sequence[int], bat
     """The examples of a step: a function of the seed and the step alone, so that a run can resume anywhere.
 
     Every epoch is a new permutation that holds each example once; one batch of it may be smaller. A batch is drawn
-    within a bucket, but for those that hold what was left of one bucket and the beginning of the next.
+    within a bucket, but for small ones that hold what was left of one bucket and the beginning of the next.
 
     Args:
         step: from 0.
@@ -78,10 +90,34 @@ def epoch_batches(
     rng = Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    order.sort(key=lambda index: bucket_of(lengths[index], buckets))  # stable: shuffled within a bucket
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    first = 0  # the size of the first batch, if that is the smaller one
+    if batch_size >= LARGE_BATCH:
+        first = len(order) % batch_size
+        order = _whole_batches(order, lengths, buckets, batch_size, rng)
+    else:
+        order.sort(key=lambda index: bucket_of(lengths[index], buckets))  # stable: shuffled within a bucket
+    batches = [order[:first]] * (first > 0)
+    batches += [order[start : start + batch_size] for start in range(first, len(order), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def _whole_batches(
+    order: list[int], lengths: Sequence[int], buckets: Sequence[int], batch_size: int, rng: Random
+) -> list[int]:
+    """A shuffled order by bucket; each has whole batches, the first also what is left over.
+
+    Of a bucket's longest examples those that fill no batch go to the next one, others in each epoch.
+    """
+    order = sorted(order, key=lengths.__getitem__)  # stable: those of a length are shuffled
+    left, ordered = len(order) % batch_size, [lengths[index] for index in order]
+    result: list[int] = []
+    for bucket in buckets:
+        count = bisect_right(ordered, bucket)
+        part = order[len(result) : max(len(result), count - (count - left) % batch_size)]
+        rng.shuffle(part)
+        result += part
+    return result
 
 
 _epoch = lru_cache(maxsize=2)(epoch_batches)

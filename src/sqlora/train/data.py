@@ -17,12 +17,12 @@ def read_config(model: Path) -> dict[str, Any]:
     path = model / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("no object")
     except (OSError, ValueError) as error:
         found = "no such file" if isinstance(error, FileNotFoundError) else f"no readable JSON ({error})"
-        raise SqloraError(
-            path, found=found, expected="a converted model", next_step="Delete the folder and run dvc repro convert."
-        ) from None
-    assert isinstance(config, dict)
+        step = "Delete the folder and run dvc repro convert." if model.is_dir() else "Name another, or run dvc repro."
+        raise SqloraError(path, found=found, expected="a converted model", next_step=step) from None
     return config
 
 

@@ -230,7 +230,7 @@ class Engine:
         if not math.isfinite(completion + every):
             raise SqloraError(
                 "validation",
-                found=f"a loss of {completion} after iteration {self.step}",
+                found=f"a loss of {completion} after iteration {self.step} ({self._last_good()})",
                 expected="a finite loss",
                 next_step="Lower train.learning_rate or lora.scale; with float16, try convert.dtype bfloat16.",
             )

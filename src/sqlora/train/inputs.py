@@ -146,7 +146,8 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
 
 def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> None:
     """See that the store may have so many bytes, and that the disk has those that are missing."""
-    dropped = make_room(ROOT, folder, int(states_gb * 1e9) - missing)
+    # A run that is refused leaves other settings' states alone.
+    dropped = make_room(ROOT, folder, int(states_gb * 1e9) - missing) if needed <= states_gb * 1e9 else []
     if dropped:
         print(f"dropped the states of {len(dropped)} earlier settings to make room")
     free = shutil.disk_usage(ROOT).free
@@ -154,7 +155,7 @@ def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> Non
         raise SqloraError(
             ROOT,
             found=f"room for {states_gb:g} GB by train.states_gb and {free / 1e9:.1f} GB on the disk",
-            expected=f"{needed / 1e9:.1f} GB for the states of the frozen layers, {missing / 1e9:.1f} of them new",
+            expected=f"{needed / 1e9:.3g} GB for the states of the frozen layers, {missing / 1e9:.3g} of them new",
             next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
             "step computes all layers.",
         )
@@ -170,9 +171,9 @@ def _tokens(examples: Sequence[Encoded]) -> Fetch:
     return fetch
 
 
-def lengths_of(examples: Sequence[Encoded], most_padding: float = MOST_PADDING) -> tuple[int, ...]:
+def lengths_of(examples: Sequence[Encoded], most_padding: float = MOST_PADDING, batch_size: int = 1) -> tuple[int, ...]:
     """Lengths of batches for these examples; see choose_lengths."""
-    return choose_lengths([len(example.tokens) - 1 for example in examples], most_padding)
+    return choose_lengths([len(example.tokens) - 1 for example in examples], most_padding, batch_size)
 
 
 def lock_if(path: Path, wanted: bool) -> AbstractContextManager[Any]:

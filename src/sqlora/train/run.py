@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ from time import perf_counter
 
 from sqlora.mlx import mx
 
-from filelock import Timeout
+from filelock import FileLock, Timeout
 
 from sqlora.distributed.group import ALONE, Group
 from sqlora.distributed.rank import watching_together
@@ -36,7 +37,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 8  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 9  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 
@@ -94,7 +95,7 @@ def train_adapter(
             next_step="Lower lora.layers.",
         )
     frozen = layers - lora.layers if params.states_gb else 0
-    buckets = lengths_of(train)
+    buckets = lengths_of(train, batch_size=params.batch_size)
     weights = model_identity(model)
     inputs_of_run = {
         "model": weights,
@@ -178,12 +179,19 @@ def train_adapter(
 def _announce(folder: Path) -> None:
     """Say whether this run goes on or starts, and drop the checkpoints of all but the latest few runs."""
     mine = checkpoint.steps(folder)
+    runs = sorted(
+        (path for path in checkpoint.ROOT.iterdir() if path.is_dir()),
+        key=lambda path: (path == folder, path.stat().st_mtime),
+    )
+    others = sum(bool(checkpoint.steps(path)) for path in runs[:-1])
     if mine:
         print(f"going on from {mine[-1].name} in {folder}")
-    runs = [path for path in checkpoint.ROOT.iterdir() if path.is_dir()]
-    for path in sorted(runs, key=lambda path: path.stat().st_mtime)[: -checkpoint.KEPT]:
-        if path != folder:
+    elif others:
+        print(f"starting fresh: the checkpoints in {checkpoint.ROOT} are of other inputs ({others} runs)")
+    for path in runs[: -checkpoint.KEPT]:
+        with suppress(Timeout), FileLock(path / "lock", timeout=0):  # one that goes on keeps its checkpoints
             shutil.rmtree(path, ignore_errors=True)
+            print(f"dropped the checkpoints of an earlier run, {path.name}")
 
 
 def _published_name(name: str, frozen: int) -> str:
