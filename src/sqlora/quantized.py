@@ -11,11 +11,13 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-_FEW = 4  # with fewer rows a weight costs more to dequantize than to multiply by
+_FEW = 8  # with fewer rows a weight may cost more to dequantize than to multiply by
 
 
 def dequantizing(mx: ModuleType) -> Callable[..., Any]:
-    """A `quantized_matmul` with the same arguments and results, but for rounding, that computes in float32.
+    """A `quantized_matmul` that computes in float32, with the same arguments and, but for rounding, results.
+
+    Gradients go to its first argument alone, and it knows no `mx.jvp`.
 
     Args:
         mx: mlx.core; its own function computes what has few rows or is not affine.
@@ -35,7 +37,8 @@ def dequantizing(mx: ModuleType) -> Callable[..., Any]:
         *,
         stream: Any = None,
     ) -> Any:
-        if mode != "affine" or w.ndim != 2 or x.size < _FEW * x.shape[-1]:
+        floating = mx.issubdtype(x.dtype, mx.floating)
+        if mode != "affine" or w.ndim != 2 or x.size < _FEW * x.shape[-1] or biases is None or not floating:
             return own(x, w, scales, biases, transpose, group_size, bits, mode, stream=stream)
 
         def product(rows: Any, transpose: bool) -> Any:
@@ -44,11 +47,12 @@ def dequantizing(mx: ModuleType) -> Callable[..., Any]:
             packed = mx.depends(w, rows)
             weight = mx.dequantize(packed, *factors, group_size=group_size, bits=bits, mode=mode, stream=stream)
             weight = weight.T if transpose else weight
-            return mx.matmul(rows.astype(mx.float32), weight, stream=stream).astype(rows.dtype)
+            return mx.matmul(rows.astype(mx.float32), weight, stream=stream)
 
         # Or the dequantized weights of all layers would stay in memory until the way back.
-        forward = mx.custom_function(lambda rows: product(rows, transpose))
-        forward.vjp(lambda _, gradient, __: product(gradient, not transpose))
+        result = x.dtype if x.dtype == scales.dtype else mx.float32
+        forward = mx.custom_function(lambda rows: product(rows, transpose).astype(result))
+        forward.vjp(lambda _, gradient, __: product(gradient, not transpose).astype(x.dtype))
         return forward(x)
 
     return quantized_matmul

@@ -237,6 +237,45 @@ def test_the_memory_of_steps_and_validation_is_predicted(
     assert mx.get_peak_memory() - before == pytest.approx(expected, rel=0.1)
 
 
+def test_a_large_batch_is_planned_as_it_is_trained() -> None:
+    sizes = assumed_sizes(1000)
+    lengths, params = [one.length for one in sizes], dataclasses.replace(TRAIN, batch_size=32, iterations=64)
+    work = work_of(sizes, sizes[:20], params)
+    buckets = choose_lengths(lengths, batch_size=32)
+    assert {load.length for load in work.train} == set(buckets) != set(choose_lengths(lengths))
+
+
+@pytest.mark.parametrize("phase", ["training", "validation", "frozen layers"])
+def test_a_cpu_has_the_plain_weights_of_quantized_products(phase: str) -> None:
+    """A wide model and few tokens, so that they are most of what is measured."""
+    plain = CONFIG | {"hidden_size": 512, "head_dim": 128, "intermediate_size": 2048, "vocab_size": 256}
+    config = plain | {"quantization": {"group_size": 64, "bits": 4}}
+    work = Work(
+        train=(Load(1, 16, 8),),
+        valid=(Load(1, 16, 16),),
+        mean_tokens=16,
+        step_tokens=16,
+        even_tokens=16,
+        valid_tokens=16,
+        state_tokens=16,
+        states=((16, 1),),
+    )
+    name = "the batch at work" if phase == "frozen layers" else "the layer at work"
+    quantized, without = (
+        predict(shape_of(one), LORA, TRAIN, work, device="cpu").phases[phase][name] for one in (config, plain)
+    )
+    model = model_of(config)
+    layer = model.model.layers[0].mlp
+    mx.eval(model.parameters())
+    before = active()
+    mx.set_memory_limit(1)
+    mx.reset_peak_memory()
+    mx.eval(layer(mx.ones((16, 512))))
+    measured = mx.get_peak_memory() - before
+    assert measured > 8 * 512 * 2048, "both of gate's and up's, or what one of them is unpacked from"
+    assert quantized - without == pytest.approx(measured, rel=0.4), "3 or 4 matrices, as it comes"
+
+
 def test_the_memory_of_the_frozen_pass_is_predicted(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

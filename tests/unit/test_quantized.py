@@ -57,10 +57,21 @@ def test_products_and_gradients_are_those_of_the_plain_weight(
 
 def test_few_rows_and_other_kinds_of_weights_are_left_to_mlx(product: Any) -> None:
     packed, scales, biases = mx.quantize(mx.ones((64, 64)), group_size=64, bits=4)
-    assert product(mx.ones((3, 64)), packed, scales, biases, True, 64, 4) is OWN
-    assert product(mx.ones((4, 64)), packed, scales, biases, True, 64, 4) is not OWN
-    assert product(mx.ones((4, 64)), packed[None], scales[None], biases[None], True, 64, 4) is OWN
-    assert product(mx.ones((4, 64)), packed, scales, None, True, 32, 4, "mxfp4") is OWN
+    rows = mx.ones((8, 64))
+    assert product(rows[:7], packed, scales, biases, True, 64, 4) is OWN
+    assert product(rows, packed, scales, biases, True, 64, 4) is not OWN
+    assert product(rows.astype(mx.int32), packed, scales, biases, True, 64, 4) is OWN
+    assert product(rows, packed[None], scales[None], biases[None], True, 64, 4) is OWN
+    assert product(rows, packed, scales, None, True, 32, 4, "mxfp4") is OWN
+    assert product(rows, packed, scales, None, True, 64, 4) is OWN, "which says what is wrong"
+
+
+def test_mixed_types_give_what_mlx_gives(product: Any) -> None:
+    packed, scales, biases = mx.quantize(mx.ones((64, 64)), group_size=64, bits=4)
+    for rows, factors in ((mx.bfloat16, mx.float32), (mx.float32, mx.bfloat16), (mx.float16, mx.bfloat16)):
+        arguments = packed, scales.astype(factors), biases.astype(factors), True, 64, 4
+        few, many = (mx.quantized_matmul(mx.ones((count, 64), dtype=rows), *arguments) for count in (1, 8))
+        assert few.dtype == many.dtype == mx.float32
 
 
 @pytest.mark.skipif(mx.default_device() == mx.gpu, reason="a GPU has MLX's own product")
@@ -72,14 +83,16 @@ def test_layers_use_it_and_keep_no_plain_weight_for_the_way_back() -> None:
             state = state + 1e-3 * layer(state)
         return state.sum()
 
-    rows = mx.ones((4, 512))
+    rows = mx.ones((8, 512))
     mx.eval([layer.parameters() for layer in layers], rows)
     gc.collect()
     mx.synchronize()
     limit = mx.set_memory_limit(1)  # nothing is issued ahead
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    mx.eval(mx.grad(loss)(rows))
-    mx.set_memory_limit(limit)
+    try:
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.grad(loss)(rows))
+    finally:
+        mx.set_memory_limit(limit)
     plain = 512 * 512 * 4
     assert plain < mx.get_peak_memory() - before < 3 * plain

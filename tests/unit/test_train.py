@@ -36,8 +36,9 @@ from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train import run as run_module
 from sqlora.train import upper as upper_module
-from sqlora.train.buckets import batch_indices
+from sqlora.train.buckets import batch_indices, choose_lengths
 from sqlora.train.checkpoint import flatten
 from sqlora.train.cuda.kernels import names_of
 from sqlora.train.engine import Engine
@@ -1132,6 +1133,21 @@ def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.
         run(model_folder, **settings)
 
 
+def test_large_batches_have_buckets_of_their_own(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        seen.append(tuple(arguments[3]))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "prepare_inputs", noted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, batch_size=16, count=2)
+    lengths = [len(example.tokens) - 1 for example in examples()]
+    assert seen == [choose_lengths(lengths, batch_size=16)]
+    assert seen != [choose_lengths(lengths)]
+
+
 def test_other_inputs_start_fresh(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(model_folder, iterations=4)
     assert "going on" not in capsys.readouterr().out
@@ -1140,7 +1156,7 @@ def test_other_inputs_start_fresh(model_folder: Path, capsys: pytest.CaptureFixt
     run(model_folder, iterations=4, learning_rate=1e-3)
     output = capsys.readouterr().out
     assert "going on" not in output
-    assert "starting fresh: the checkpoints in .sqlora/train are of other inputs (1 runs)" in output
+    assert "starting fresh: the checkpoints in .sqlora/train are of 1 other run" in output
 
 
 def test_the_last_three_runs_keep_their_checkpoints_and_so_does_one_that_goes_on(

@@ -53,7 +53,7 @@ def smaller(lora: LoraParams, params: TrainParams) -> Iterator[tuple[LoraParams,
     half = params.batch_size
     while half > 1:
         half //= 2
-        # The same examples a step, in smaller batches: the run learns the same.
+        # As many examples a step, in smaller batches: the run learns as much.
         parts = params.gradient_accumulation * params.batch_size // half
         if parts * half == params.gradient_accumulation * params.batch_size:
             yield lora, dataclasses.replace(params, batch_size=half, gradient_accumulation=parts)

@@ -74,7 +74,7 @@ def run(
     mx.clear_cache()
     room = train.states_gb * GIGABYTE
     if here:
-        room = min(room, _free(root / STATES))
+        room = min(room, _free(root))
     every = options(found, convert, lora, train, sizes, machine, speed, outside, room)
     current = next(option for option in every if option.current)
     if as_json:
@@ -108,10 +108,11 @@ def _require_clear(model: Path | None, shape: str | None, memory_gb: float | Non
         )
 
 
-def _free(states: Path) -> int:
+def _free(root: Path) -> int:
     """Bytes that the states of frozen layers may take: what is free, and what they have already."""
+    states = root / STATES
     there = sum(file.stat().st_size for file in states.rglob("*") if file.is_file())
-    return shutil.disk_usage(states if states.is_dir() else ".").free + there
+    return shutil.disk_usage(states if states.is_dir() else root).free + there
 
 
 def _shape(

@@ -158,17 +158,27 @@ def _dequantized(shape: Shape, lora: LoraParams) -> int:
     return sum(math.prod(shape.projections[target]) for target in lora.targets) * shape.itemsize
 
 
-def _plain(shape: Shape, tokens: int, device: str, matrix: tuple[int, int]) -> int:
-    """Bytes of a product with a quantized weight of such (inputs, outputs) on a CPU: sqlora.quantized."""
+def _plain(shape: Shape, tokens: int, device: str, *matrices: tuple[int, int]) -> int:
+    """Bytes of products with quantized weights on a CPU: sqlora.quantized.
+
+    Args:
+        matrices: (inputs, outputs) of those that multiply the same rows, whose weights may be there together.
+    """
     if device != "cpu" or shape.bits is None:
         return 0
     # All in float32: the weight, what it is unpacked from and, where the model's type is another, rows and product.
-    return 4 * (2 * math.prod(matrix) + (tokens * sum(matrix) if shape.itemsize < 4 else 0))
+    moved = tokens * sum(map(sum, matrices)) if shape.itemsize < 4 else 0
+    return 4 * (2 * sum(map(math.prod, matrices)) + moved)
 
 
-def _widest(shape: Shape) -> tuple[int, int]:
-    """A layer's largest matrix."""
-    return max(shape.projections.values(), key=math.prod)
+def _plain_group(shape: Shape, tokens: int, device: str, group: int) -> int:
+    """The same of a group of GROUPS."""
+    return _plain(shape, tokens, device, *(shape.projections[name] for name in GROUPS[group]))
+
+
+def _plain_layer(shape: Shape, tokens: int, device: str) -> int:
+    """The same of a layer's products, group by group."""
+    return max(_plain_group(shape, tokens, device, group) for group in range(len(GROUPS)))
 
 
 def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
@@ -183,7 +193,11 @@ def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     if not _written(shape, lora):
         inner = 2  # both gradients; sigmoid and its product are kept
     # The gradient that came from above, and the one that goes on below.
-    return (tokens * (inner * shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
+    most = tokens * (inner * shape.inner + 2 * shape.hidden) * shape.itemsize
+    # At the products there are both gradients, or one before them, and on a CPU plain weights of quantized ones.
+    products = tokens * (2 * shape.inner + 2 * shape.hidden) * shape.itemsize + _plain_group(shape, tokens, device, 2)
+    before = tokens * (shape.inner + 2 * shape.hidden) * shape.itemsize + _plain_group(shape, tokens, device, 3)
+    return max(most, products, before) + _mask(shape, load) * shape.itemsize
 
 
 def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
@@ -200,7 +214,11 @@ def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> 
         matrices, width = 0, 2 * shape.hidden + 4 * shape.queries - 2 * shape.inner
     if not _written(shape, lora):
         width -= 2 * shape.inner
-    return (tokens * width + matrices * attention + _mask(shape, load)) * shape.itemsize
+    most = (tokens * width + matrices * attention) * shape.itemsize + _plain_group(shape, tokens, device, 1)
+    # At the products with q, k and v their gradients are left.
+    left = 2 * shape.hidden + shape.queries + 2 * shape.keys - 2 * shape.inner
+    products = tokens * left * shape.itemsize + _plain_group(shape, tokens, device, 0)
+    return max(most, products) + _mask(shape, load) * shape.itemsize
 
 
 def _mask(shape: Shape, load: Load) -> int:
@@ -235,7 +253,6 @@ def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, d
     else:
         kept, again = layers * (state + masks + rest), 0
     back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, lora, load, device))
-    back += _plain(shape, tokens, device, _widest(shape))
     head = _head(shape, load, device, back=True) + state  # and the last layer's output
     adapter = 4 * adapter_size(shape, lora)
     return {
@@ -258,7 +275,7 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     rest = _kept(shape, lora, load, device)[2]
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
-    layer += _plain(shape, tokens, device, _widest(shape))
+    layer += _plain_layer(shape, tokens, device)
     return {
         "the layer at work": max(_head(shape, load, device, back=False), layer, _lengths(shape, lora)),
         "adapter's values": 4 * adapter_size(shape, lora),
@@ -280,7 +297,7 @@ def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
         mlp = tokens * (3 * shape.hidden + (3 + polynomial) * shape.inner)
         mixing = tokens * (2 * shape.hidden + 3 * shape.queries + 2 * shape.keys) + (1 + polynomial) * attention
         busy = max(busy, mlp, mixing)
-        plain = max(plain, _plain(shape, tokens, device, _widest(shape)))
+        plain = max(plain, _plain_layer(shape, tokens, device))
         if left <= 0:
             break
     return {

@@ -17,17 +17,21 @@ VALIDATION_PADDING = 0.15
 _MOST_BUCKETS = 24
 # Of so many examples or more no batch holds two buckets': there are too few batches that such ones would not matter.
 LARGE_BATCH = 16
+_LARGE_PADDING = 0.048  # with them nothing is added to it
+_BATCHES_OF_BUCKET = 2  # of large ones, on average at least, or every epoch has the same
 _VALIDATION_TOKENS = 1_024
 
 
 def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING, batch_size: int = 1) -> tuple[int, ...]:
     """The fewest lengths such that padding each example to the next of them adds at most that share of all tokens.
 
+    With large batches, and few of them, it may add more.
+
     Dynamic programming over the sorted lengths: the cheapest way to cover the shortest ones with a given number of
     buckets, extended by one bucket at a time.
 
     Args:
-        batch_size: the buckets shall hold whole batches, as `epoch_batches` fills large ones.
+        batch_size: buckets for large ones hold whole batches, as `epoch_batches` fills them.
 
     Returns:
         In rising order; the last is the longest example's.
@@ -49,9 +53,12 @@ def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING, b
         (before[None, 1:] - before[:-1, None]) * values[None, :],
         np.inf,
     )
+    most_buckets = min(size, _MOST_BUCKETS)
+    if large > 1:
+        most_padding, most_buckets = _LARGE_PADDING, min(most_buckets, len(longest) // _BATCHES_OF_BUCKET)
     best = cost[0]
     starts: list[np.ndarray] = []
-    while real / best[-1] < 1 - most_padding and len(starts) + 1 < min(size, _MOST_BUCKETS):
+    while real / best[-1] < 1 - most_padding and len(starts) + 1 < most_buckets:
         # The last bucket starts at i; before it the cheapest cover of values[: i] with one bucket less.
         candidates = cost + np.concatenate([[np.inf], best[:-1]])[:, None]
         starts.append(candidates.argmin(axis=0))

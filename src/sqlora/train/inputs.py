@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -146,10 +146,15 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
 
 def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> None:
     """See that the store may have so many bytes, and that the disk has those that are missing."""
-    # A run that is refused leaves other settings' states alone.
-    dropped = make_room(ROOT, folder, int(states_gb * 1e9) - missing) if needed <= states_gb * 1e9 else []
-    if dropped:
-        print(f"dropped the states of {len(dropped)} earlier settings to make room")
+    most = int(states_gb * 1e9)
+    there = 0
+    with suppress(FileNotFoundError):  # another run drops some, too
+        there = sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file())
+    if needed <= most:  # a run that needs more is refused, and leaves other settings' states alone
+        most = min(most, there + shutil.disk_usage(ROOT).free)
+        dropped = make_room(ROOT, folder, most - missing)
+        if dropped:
+            print(f"dropped the states of {len(dropped)} earlier settings to make room")
     free = shutil.disk_usage(ROOT).free
     if needed > states_gb * 1e9 or missing > free:
         raise SqloraError(

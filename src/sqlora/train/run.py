@@ -179,18 +179,20 @@ def train_adapter(
 def _announce(folder: Path) -> None:
     """Say whether this run goes on or starts, and drop the checkpoints of all but the latest few runs."""
     mine = checkpoint.steps(folder)
-    runs = sorted(
-        (path for path in checkpoint.ROOT.iterdir() if path.is_dir()),
-        key=lambda path: (path == folder, path.stat().st_mtime),
-    )
-    others = sum(bool(checkpoint.steps(path)) for path in runs[:-1])
+    runs = [path for path in checkpoint.ROOT.iterdir() if path.is_dir() and path != folder]
+    others = sum(bool(checkpoint.steps(path)) for path in runs)
     if mine:
         print(f"going on from {mine[-1].name} in {folder}")
     elif others:
-        print(f"starting fresh: the checkpoints in {checkpoint.ROOT} are of other inputs ({others} runs)")
-    for path in runs[: -checkpoint.KEPT]:
-        with suppress(Timeout), FileLock(path / "lock", timeout=0):  # one that goes on keeps its checkpoints
+        print(f"starting fresh: the checkpoints in {checkpoint.ROOT} are of {others} other run{'s' * (others > 1)}")
+    with suppress(FileNotFoundError):  # another run drops them, too
+        runs.sort(key=lambda path: path.stat().st_mtime)
+    for path in runs[: 1 - checkpoint.KEPT]:
+        there = checkpoint.steps(path)
+        # One that goes on keeps its checkpoints, and so does one that may not be touched.
+        with suppress(Timeout, OSError), FileLock(path / "lock", timeout=0):
             shutil.rmtree(path, ignore_errors=True)
+        if there and not path.exists():
             print(f"dropped the checkpoints of an earlier run, {path.name}")
 
 
