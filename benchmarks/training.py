@@ -433,6 +433,20 @@ def prepare(target: Path, wikisql: Path, tokenizer: Path | None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "tokenizer.model").write_bytes(tokenizer_model(tokenizer))
         encode(draw_split(wikisql, SplitParams(1000, 100, 500, "tables", False, 1)).examples, Path(scratch), target)
+    print_padding([len(tokens) - 1 for tokens, _ in json.loads(target.read_text())["train"]])
+
+
+def print_padding(lengths: list[int]) -> None:
+    """Of an epoch's tokens at several batch sizes: padding, and with the empty rows that fill a GPU's batches."""
+    from sqlora.train.buckets import bucket_of, choose_lengths, epoch_batches
+
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        buckets = choose_lengths(lengths, batch_size=size)
+        batches = epoch_batches(lengths, buckets, size, 1, 0)
+        longest = [bucket_of(max(lengths[index] for index in batch), buckets) for batch in batches]
+        padded = sum(len(batch) * length for batch, length in zip(batches, longest, strict=True))
+        shares = (1 - sum(lengths) / tokens for tokens in (padded, size * sum(longest)))
+        print(f"batch {size}: {len(buckets)} lengths, padding {' and '.join(f'{share:.1%}' for share in shares)}")
 
 
 def encode(examples: Mapping[str, Sequence[Any]], model: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ layers too, sqlora.mlx puts this one in the place of `mx.quantized_matmul` where
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ def dequantizing(mx: ModuleType) -> Callable[..., Any]:
     """
     own = mx.quantized_matmul
 
+    @wraps(own)
     def quantized_matmul(
         x: Any,
         w: Any,

@@ -42,7 +42,7 @@ def test_few_shapes_and_little_padding(size: int) -> None:
     rng = np.random.default_rng(0)
     lengths = np.clip(rng.gamma(20, 4.75, 1000), 40, 221).astype(int).tolist()
     buckets = choose_lengths(lengths, batch_size=size)
-    assert len(buckets) <= (14 if size < 32 else 18)
+    assert len(buckets) <= 14
     padded = filled = 0
     for step in range(-(-1000 // size)):
         chosen = batch_indices(step, lengths, buckets, size, 1)

@@ -37,6 +37,7 @@ from sqlora.train.buckets import batch_indices, choose_lengths
 from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
+from sqlora.train.states import ROOT as STATES
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
 from sqlora.train.upper import Upper, fill_store
@@ -63,6 +64,7 @@ CONFIG = {
     "tie_word_embeddings": False,
     "torch_dtype": "float32",
 }
+ELSEWHERE = "cuda" if this_machine().device == "metal" else "metal"
 
 
 @pytest.fixture(autouse=True)
@@ -553,12 +555,35 @@ def test_the_memory_of_one_of_several_processes(project: Path, capsys: pytest.Ca
     assert "each of 4 processes" in capsys.readouterr().out
 
 
+def test_here_the_disk_counts_and_what_states_have_of_it_already(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (project / "params.yaml").read_text().replace("layers: 16", "layers: 4")
+    (project / "params.yaml").write_text(text)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**6))
+    here = {"shape": "demo", "memory_gb": None, "device": None}
+    assert plan(project, **here) == 1
+    assert "the disk has room for: training will refuse them" in capsys.readouterr().out
+    (project / STATES / "other").mkdir(parents=True)
+    with open(project / STATES / "other/states-0.bin", "wb") as file:
+        file.truncate(10**9)
+    assert plan(project, **here) == 0
+
+
+def test_ranks_share_a_cpus_memory(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (project / "params.yaml").read_text().replace("workers: 1", "workers: 4")
+    (project / "params.yaml").write_text(text)
+    for device, each in (("cpu", 20.0), ("metal", 80.0)):
+        plan(project, device=device, memory_gb=80.0, as_json=True)
+        assert json.loads(capsys.readouterr().out)["machine"]["memory_gb"] == each
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"memory_gb": math.nan}, "--memory: found nan"),
         ({"memory_gb": -5.0}, "--memory: found -5"),
-        ({"memory_gb": None, "device": "cuda"}, "--device cuda: found no --memory"),
+        ({"memory_gb": None, "device": ELSEWHERE}, f"--device {ELSEWHERE}: found no --memory"),
         ({"model": Path("x"), "shape": "demo"}, "found both --model and --shape"),
         ({"model": Path("nowhere")}, r"nowhere/config\.json: found no such file.*Name another"),
     ],

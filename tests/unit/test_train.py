@@ -28,7 +28,6 @@ from mlx_lm.utils import load_model
 from tiny_llama import VOCABULARY, write_model
 from train_params import train_params
 
-from sqlora import progress as progress_module
 from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
@@ -36,6 +35,7 @@ from sqlora.model import add_adapter, load_base
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
+from sqlora.train import inputs as inputs_module
 from sqlora.train import run as run_module
 from sqlora.train import upper as upper_module
 from sqlora.train.buckets import batch_indices, choose_lengths
@@ -53,7 +53,7 @@ from sqlora.train.loss import Batch, make_batch
 from sqlora.train.report import Meter, Report
 from sqlora.train.run import Trained, train_adapter
 from sqlora.train.states import ROOT as STATES
-from sqlora.train.states import StateStore, key_of
+from sqlora.train.states import StateStore, bytes_of, key_of
 from sqlora.train.step import Stepper
 from sqlora.train.summary import summarise
 from sqlora.train.upper import Upper, fill_store
@@ -1181,9 +1181,7 @@ def test_the_last_three_runs_keep_their_checkpoints_and_so_does_one_that_goes_on
     assert first.name not in output
 
 
-def test_on_a_mac_a_checkpoint_is_brought_through_the_drives_cache(
-    model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_mac_a_checkpoint_is_brought_through_the_drives_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
 
     def full(descriptor: int, command: int) -> None:
@@ -1201,9 +1199,8 @@ def test_on_a_mac_a_checkpoint_is_brought_through_the_drives_cache(
 
 
 def test_the_bar_shows_loss_speed_memory_and_the_time_left(
-    model_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress_module.sys.stderr, "isatty", lambda: True, raising=False)
     run(model_folder, iterations=6, report_every=2)
     lines = [line for line in capsys.readouterr().err.split("\r") if line.startswith("train")]
     assert re.search(
@@ -1278,6 +1275,24 @@ def test_no_room_for_the_states(model_folder: Path) -> None:
     with pytest.raises(SqloraError, match=r"room for 1e-09 GB by train\.states_gb.*e-\d+ GB for.*train\.states_gb 0"):
         run(model_folder, states_gb=1e-9)
     assert other.is_dir(), "nothing is dropped for a run that is refused"
+
+
+@pytest.mark.parametrize(("size", "dropped"), [(3_000, False), (8_000, True)])
+def test_other_settings_states_go_where_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int, dropped: bool
+) -> None:
+    mine, other = STATES / "mine", STATES / "other"
+    mine.mkdir(parents=True)
+    other.mkdir()
+    (other / "states-0.bin").write_bytes(bytes(5_000))
+
+    def usage(_: object) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(10_000, 0, 9_000 - bytes_of(STATES))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    inputs_module._make_room(mine, size, size, 1.0)
+    assert other.exists() != dropped
+    assert ("dropped the states of 1 earlier settings" in capsys.readouterr().out) == dropped
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(model_folder: Path) -> None:

@@ -22,6 +22,7 @@ from sqlora.plan.work import Size, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.data import encode, read_config
 from sqlora.train.states import ROOT as STATES
+from sqlora.train.states import bytes_of
 
 GIGABYTE = 1e9
 _WIKISQL = (56_355, 8_421)  # questions of its train and dev parts, for a size of null
@@ -111,8 +112,7 @@ def _require_clear(model: Path | None, shape: str | None, memory_gb: float | Non
 def _free(root: Path) -> int:
     """Bytes that the states of frozen layers may take: what is free, and what they have already."""
     states = root / STATES
-    there = sum(file.stat().st_size for file in states.rglob("*") if file.is_file())
-    return shutil.disk_usage(states if states.is_dir() else root).free + there
+    return shutil.disk_usage(states if states.is_dir() else root).free + bytes_of(states)
 
 
 def _shape(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, u
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
-from sqlora.train.states import FORMAT, ROOT, StateStore, key_of, make_room
+from sqlora.train.states import FORMAT, ROOT, StateStore, bytes_of, key_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
@@ -147,16 +147,13 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
 def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> None:
     """See that the store may have so many bytes, and that the disk has those that are missing."""
     most = int(states_gb * 1e9)
-    there = 0
-    with suppress(FileNotFoundError):  # another run drops some, too
-        there = sum(file.stat().st_size for file in ROOT.rglob("*") if file.is_file())
     if needed <= most:  # a run that needs more is refused, and leaves other settings' states alone
-        most = min(most, there + shutil.disk_usage(ROOT).free)
-        dropped = make_room(ROOT, folder, most - missing)
+        on_disk = bytes_of(ROOT) + shutil.disk_usage(ROOT).free
+        dropped = make_room(ROOT, folder, min(most, on_disk) - missing)
         if dropped:
             print(f"dropped the states of {len(dropped)} earlier settings to make room")
     free = shutil.disk_usage(ROOT).free
-    if needed > states_gb * 1e9 or missing > free:
+    if needed > most or missing > free:
         raise SqloraError(
             ROOT,
             found=f"room for {states_gb:g} GB by train.states_gb and {free / 1e9:.1f} GB on the disk",

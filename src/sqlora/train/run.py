@@ -185,15 +185,20 @@ def _announce(folder: Path) -> None:
         print(f"going on from {mine[-1].name} in {folder}")
     elif others:
         print(f"starting fresh: the checkpoints in {checkpoint.ROOT} are of {others} other run{'s' * (others > 1)}")
-    with suppress(FileNotFoundError):  # another run drops them, too
-        runs.sort(key=lambda path: path.stat().st_mtime)
-    for path in runs[: 1 - checkpoint.KEPT]:
+    for path in sorted(runs, key=_modified)[: 1 - checkpoint.KEPT]:
         there = checkpoint.steps(path)
         # One that goes on keeps its checkpoints, and so does one that may not be touched.
         with suppress(Timeout, OSError), FileLock(path / "lock", timeout=0):
             shutil.rmtree(path, ignore_errors=True)
         if there and not path.exists():
             print(f"dropped the checkpoints of an earlier run, {path.name}")
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:  # another run drops old ones, too
+        return 0.0
 
 
 def _published_name(name: str, frozen: int) -> str:

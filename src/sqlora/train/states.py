@@ -292,6 +292,15 @@ class StateStore:
             file.truncate(end * self._row)
 
 
+def bytes_of(root: Path) -> int:
+    """Of all stores below the folder; what goes meanwhile does not count."""
+    size = 0
+    for file in root.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += file.stat().st_size if file.is_file() else 0
+    return size
+
+
 def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
     """Delete the least recently used stores until the others and `keep` take at most so much; returns their names.
 
