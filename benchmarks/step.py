@@ -33,8 +33,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.prefetch import prefetch
 from sqlora.runtime import cut_graphs
 from sqlora.tokenizer import Encoded
-from sqlora.train import fused as fused_layers
-from sqlora.train.cuda.kernels import choose_kernels
+from sqlora.train.cuda import kernels
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import make_batch
@@ -49,6 +48,7 @@ SHAPES = {
     "demo": {"hidden_size": 320, "intermediate_size": 864, "num_attention_heads": 10, "num_key_value_heads": 5},
 }
 GPU = mx.default_device().type == mx.DeviceType.gpu
+usable = kernels.usable
 
 
 def main() -> None:
@@ -80,9 +80,9 @@ def main() -> None:
 def time_steps(shape: str, batch: int, layers: int, variant: str) -> None:
     """Time steps of one length, of mixed lengths, and one step's parts."""
     if "kernels" not in variant:
-        fused_layers.choose_kernels = lambda *_: None  # type: ignore[assignment]
+        kernels.usable = lambda _: False  # type: ignore[assignment]
     stepper = build(shape, batch, layers, compiled="compiled" in variant, fused="fused" in variant)
-    fused_layers.choose_kernels = choose_kernels
+    kernels.usable = usable
     weights = mx.get_active_memory()
     width = SHAPES[shape]["hidden_size"]
     started = time.perf_counter()
@@ -127,9 +127,9 @@ def profile_steps(shape: str, batch: int, layers: int, *, own: bool, count: int 
 
     torch.zeros(1, device="cuda")  # the profiler begins with PyTorch's CUDA
     if not own:
-        fused_layers.choose_kernels = lambda *_: None  # type: ignore[assignment]
+        kernels.usable = lambda _: False  # type: ignore[assignment]
     stepper = build(shape, batch, layers, compiled=True, fused=True)
-    fused_layers.choose_kernels = choose_kernels
+    kernels.usable = usable
     ready = inputs(batch, 100, SHAPES[shape]["hidden_size"])
     timed(lambda _: stepper.step([ready]))
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

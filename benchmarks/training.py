@@ -7,9 +7,10 @@
 A setting is BATCHxLAYERS. Every run is a process of its own; its wall time holds everything behind the imports: reading
 the model's weights (load_seconds; ours reads them while it computes), compilation, the frozen pass, steps, validation.
 late_step_ms is the mean of the second half of the steps, behind the warm-up, by the host's clock, without validations.
-With --cold each run on a GPU begins without compiled kernels. With several numbers of --workers ours runs with each, on
-so many of the machine's GPUs, and is compared with the first. Tokens are the examples' own, without padding. Rank 8 on
-q and v, loss over all tokens, Adam, validation on all validation examples every 200 iterations.
+With --cold each run on a GPU begins without compiled kernels, and the number of those that MLX compiled is printed.
+With several numbers of --workers ours runs with each, on so many of the machine's GPUs, and is compared with the first.
+Tokens are the examples' own, without padding. Rank 8 on q and v, loss over all tokens, Adam, validation on all
+validation examples every 200 iterations.
 
 The model and the examples of the last run are taken (artifacts/); --model names another folder, and --shape mistral
 makes a random model of Mistral-7B's shape in bfloat16 there, if the folder is not there yet. --prepare writes the
@@ -136,7 +137,7 @@ def start(
     if "," in arguments.workers:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(workers)))
     if arguments.cold:
-        environment["MLX_PTX_CACHE_DIR"] = tempfile.mkdtemp(dir=scratch)
+        environment["MLX_PTX_CACHE_DIR"] = cache = tempfile.mkdtemp(dir=scratch)
     if system == "mlx-lm-slow-blas":
         environment["SQLORA_BLAS"] = "mlx"
     done = subprocess.run(command, cwd=scratch, env=environment, stdout=subprocess.PIPE, text=True, check=False)
@@ -144,6 +145,8 @@ def start(
         print(f"{setting} {system}: failed with {done.returncode}", flush=True)
         return {"tokens_per_second": float("nan"), "peak_gb": float("nan")}
     figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    if arguments.cold:
+        figures["kernels_compiled_by_mlx"] = len(list(Path(cache).rglob("*.ptx")))
     name = system + f", {workers} ranks" * (workers > 1)
     print(f"{setting} {name:<18}" + ", ".join(f"{name} {value:g}" for name, value in figures.items()), flush=True)
     return figures

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqlora.train.cuda.kernels import PRODUCTS, TYPES, Kernels, name_of, source_of
+from sqlora.train.cuda.compiler import PRODUCTS, TYPES, name_of, source_of
+from sqlora.train.cuda.kernels import ALONE, Kernels
 
 Array = NDArray[np.generic]
 THREADS = 512
@@ -73,7 +74,6 @@ static float get(T x) { return std::bit_cast<_Float16>(x); }
 static T put(float x) { return std::bit_cast<T>(_Float16(x)); }
 """
 _MULTIPLY = """
-#define MULTIPLY
 static unsigned lefts[1024][4], rights[1024][2];
 static void multiply(float* c, const unsigned* a, const unsigned* b) {
     const unsigned thread = threadIdx.x, warp = thread / 32 * 32, group = thread % 32 / 4, lane = thread % 4;
@@ -147,13 +147,14 @@ def use(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> list[str]:
         threads: int,
         numbers: Sequence[int | float],
         dtypes: Sequence[mx.Dtype] = (),
-        floats: mx.array | None = None,
-        block: int = THREADS,
+        kept: Sequence[mx.array] = (),
+        block: int = ALONE,
     ) -> list[mx.array]:
         done.append(name)
         for one in arrays:
-            assert one.dtype == (mx.float32 if one is floats else self.dtype)
-        inputs = [np.array(one if one.dtype == mx.float32 else one.view(mx.uint16)) for one in arrays]
+            stays = any(one is other for other in kept)
+            assert one.dtype in (mx.float32, mx.int32) if stays else one.dtype == self.dtype
+        inputs = [np.array(one.view(mx.uint16) if one.dtype.size == 2 else one) for one in arrays]
         dtype = str(self.dtype).rpartition(".")[2]
         wanted = list(dtypes) or [self.dtype] * len(shapes)
         out = [np.float32 if one == mx.float32 else np.uint16 for one in wanted]

@@ -20,18 +20,18 @@ from mlx_lm.models import llama
 from mlx_lm.models.rope_utils import Llama3RoPE
 
 from sqlora.train.attention import attend, attend_back, make_mask
-from sqlora.train.cuda import kernels
-from sqlora.train.cuda.kernels import (
-    Kernels,
-    angles_of,
+from sqlora.train.cuda import compiler, kernels, layers
+from sqlora.train.cuda.compiler import (
     begin_compiling,
-    choose_kernels,
     compile_for,
     compiled,
-    names_of,
+    file_of,
+    general_names,
+    layer_names,
     source_of,
-    turns_of,
 )
+from sqlora.train.cuda.kernels import kernels_for
+from sqlora.train.cuda.layers import LayerKernels, angles_of, layer_kernels, turns_of
 from sqlora.train.layer import normed_back
 
 ROWS, QUERIES, KEYS, SIZE = 2, 4, 2, 8
@@ -58,12 +58,12 @@ def random_array(*shape: int, seed: int = 1) -> mx.array:
     return mx.array(np.random.default_rng(seed).standard_normal(shape).astype(np.float32))
 
 
-def of(rope: Any, dtype: mx.Dtype = mx.float32, size: int = SIZE) -> Kernels:
-    binaries = dict.fromkeys(names_of(str(dtype).rpartition(".")[2], size), b"")
-    return Kernels(dtype, binaries, QUERIES, KEYS, size, turns_of(rope), size**-0.5)
+def of(rope: Any, dtype: mx.Dtype = mx.float32, size: int = SIZE) -> LayerKernels:
+    binaries = dict.fromkeys([*general_names(), *layer_names(str(dtype).rpartition(".")[2], size)], b"")
+    return LayerKernels(dtype, binaries, QUERIES, KEYS, size, turns_of(rope), size**-0.5)
 
 
-def attention_kernels(dtype: mx.Dtype, size: int) -> Kernels:
+def attention_kernels(dtype: mx.Dtype, size: int) -> LayerKernels:
     return of(nn.RoPE(size), dtype, size)
 
 
@@ -215,6 +215,42 @@ def test_the_way_back_of_gates(tokens: int, inner: int) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 4), (5, 300)])
+def test_gates_apart_and_side_by_side(tokens: int, inner: int) -> None:
+    gate, up = random_array(tokens, inner) * 3, random_array(tokens, inner, seed=2)
+    gate[0, 0], gate[0, 1] = -200, 200
+    own, expected = of(ROPES["plain"]()), nn.silu(gate) * up
+    near(own.gated(gate, up), expected)
+    near(own.gated(mx.concatenate([gate, up], axis=1)), expected)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize(("indices", "width"), [([0], 4), ([3, 0, 3, 5, 4], 300)])
+def test_rows_by_their_indices(dtype: mx.Dtype, indices: list[int], width: int) -> None:
+    """To the bit; the index behind the last row gives zeros."""
+    matrix = random_array(5, width).astype(dtype)
+    found = of(ROPES["plain"](), dtype).rows(matrix, mx.array(indices, dtype=mx.int32))
+    expected = mx.concatenate([matrix, mx.zeros((1, width), dtype=dtype)])[mx.array(indices)]
+    assert found.dtype == dtype
+    assert mx.array_equal(found, expected)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+def test_entries_of_a_vector_and_the_way_back(dtype: mx.Dtype) -> None:
+    own, size = of(ROPES["plain"](), dtype), 600
+    vector, scales = random_array(size), random_array(size, seed=2)
+    places = np.random.default_rng(3).permutation(700).astype(np.int32)  # those from `size` on are none of the vector's
+    found = own.entries(vector, scales, mx.array(places))
+    extended = mx.concatenate([vector * scales, mx.zeros(100)]).astype(dtype)
+    assert mx.array_equal(found, extended[mx.array(places)])
+    back = own.entries_back(found, scales, mx.array(np.argsort(places)[:size].astype(np.int32)))
+    assert back.dtype == mx.float32
+    assert mx.array_equal(back, extended[:size].astype(mx.float32) * scales)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("length", "window"), [(1, None), (31, None), (36, 4096), (36, 36), (36, 33)])
 def test_attention_is_that_of_mlx(length: int, window: int | None) -> None:
     query, key, value = (random_array(1, heads, length, SIZE, seed=heads) for heads in (QUERIES, KEYS, KEYS))
@@ -295,6 +331,10 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
         lambda: own.norm_back(heads, heads[0], heads, heads, 1e-5, (small, factors)),
         lambda: own.factors_back(heads, small, small, heads),
         lambda: own.gates_back(heads, mx.concatenate([heads, heads], axis=1)),
+        lambda: own.gated(heads),
+        lambda: own.rows(heads, mx.array([6, 0], dtype=mx.int32)),
+        lambda: own.entries(heads[0], heads[0], mx.array([1], dtype=mx.int32)),
+        lambda: own.entries_back(heads[0], heads[0], mx.zeros(WIDTH, dtype=mx.int32)),
         lambda: wide.attend(queries, keys, keys, None),
         lambda: wide.attend_back(mixed, queries, keys, keys, mixed, mx.zeros((2, QUERIES, 3)), 2),
     ]
@@ -323,6 +363,7 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
 ) -> None:
     own, state = of(ROPES["plain"](), dtype), random_array(6, WIDTH).astype(dtype)
     small, factors = random_array(6, 16).astype(dtype), random_array(16, WIDTH)  # of another type
+    vector, indices = random_array(257), mx.zeros(17, dtype=mx.int32)
     expected = {
         "turn": (3, 512, lambda: own.turn(state, 2, 3)),  # a block for two tokens
         "turn_back": (3, 512, lambda: own.turn_back(*own.turn(state, 2, 3))),
@@ -331,18 +372,33 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         # For each eight of the rank, one for 64 columns of the inputs or the gradient.
         "factors_back": (2 * 2, 512, lambda: own.factors_back(state, small, small, state)),
         "gates_back": (1, 256, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for four columns
+        "gated": (1, 256, lambda: own.gated(state, state)),
+        "rows": (2, 256, lambda: own.rows(state, indices)),  # 17 rows of 64 columns
+        "entries": (2, 256, lambda: own.entries(vector, vector, mx.zeros(257, dtype=mx.int32))),
+        "entries_back": (2, 256, lambda: own.entries_back(state[0], vector, mx.zeros(257, dtype=mx.int32))),
         "softmax": (3, 256, lambda: own.softmax(random_array(2, KEYS, 6, 3), None)),  # a warp for a row of scores
         "softmax_back": (3, 256, lambda: own.softmax_back(mx.zeros((2, KEYS, 6, 3)), mx.zeros((2, KEYS, 6, 3)))),
     }
     kind = "float32" if dtype == mx.float32 else "bfloat16"
+    # What is of a type of its own, whatever the model's.
+    others = {
+        "turn": [mx.float32],
+        "turn_back": [mx.float32],
+        "rows": [mx.int32],
+        "entries_back": [mx.float32, mx.int32],
+    }
+    others["entries"] = [mx.float32, mx.float32, mx.int32]
     for name, (blocks, threads, call) in expected.items():
         call()
         one = asked[-1]
         assert one["name"] == f"sqlora_{name}_{kind}"
         assert (one["grid"], one["threadgroup"]) == ((blocks * threads, 1, 1), (threads, 1, 1))
         assert one["ensure_row_contiguous"]
-        assert {array.dtype for array in one["inputs"] if array is not angles_of(own.turns.tobytes(), 3)} == {dtype}
-        assert set(one["output_dtypes"]) == {dtype}
+        found = [array.dtype for array in one["inputs"]]
+        for other in others.get(name, []):
+            found.remove(other)
+        assert set(found) <= {dtype}
+        assert set(one["output_dtypes"]) == {mx.float32 if name == "entries_back" else dtype}
 
 
 def test_mlx_is_asked_for_a_warp_for_sixteen_queries(asked: list[dict[str, Any]]) -> None:
@@ -385,33 +441,40 @@ def attention() -> Any:
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(kernels, "has_cuda", lambda: True)
+    for module in (compiler, kernels):
+        monkeypatch.setattr(module, "has_cuda", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
-    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_90")
-    for function in (kernels._compiling, compiled):
+    monkeypatch.setattr(compiler, "_architecture", lambda: "sm_90")
+    for function in (compiler._compiling, compiled, compiler._warn):
         function.cache_clear()
     yield
-    for function in (kernels._compiling, compiled):
+    compiler._background().shutdown()
+    for function in (compiler._background, compiler._compiling, compiled, compiler._warn):
         function.cache_clear()
 
 
 def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
-    monkeypatch.setattr(kernels, "compile_for", lambda source, architecture: b"made")
+    monkeypatch.setattr(compiler, "compile_for", lambda source, architecture: b"made")
     widths = (32, 8)
     whole, traditional = attention(), attention()
     traditional.rope = nn.RoPE(SIZE, traditional=True)
-    found = choose_kernels(whole, SIZE, widths, mx.bfloat16)
+    found = layer_kernels(whole, SIZE, widths, mx.bfloat16)
     assert found is not None
     assert (found.queries, found.keys, found.scale) == (QUERIES, KEYS, SCALE)
-    assert found.binaries == dict.fromkeys(kernels.NAMES, b"made")
-    assert choose_kernels(whole, SIZE, (32, 10), mx.bfloat16) is None, "threads take four numbers at once"
-    assert choose_kernels(whole, 2 * SIZE, widths, mx.bfloat16) is None
-    assert choose_kernels(traditional, SIZE, widths, mx.bfloat16) is None
-    assert choose_kernels(whole, SIZE, widths, mx.int32) is None
+    assert found.binaries == dict.fromkeys([*general_names(), *layer_names("bfloat16", SIZE)], b"made")
+    assert layer_kernels(whole, SIZE, (32, 10), mx.bfloat16) is None, "threads take four numbers at once"
+    assert kernels_for(mx.bfloat16, (10,)) is None
+    assert kernels_for(mx.int32, widths) is None
+    general = kernels_for(mx.bfloat16, widths)
+    assert general is not None
+    assert general.binaries == dict.fromkeys(general_names(), b"made")
+    assert layer_kernels(whole, 2 * SIZE, widths, mx.bfloat16) is None
+    assert layer_kernels(traditional, SIZE, widths, mx.bfloat16) is None
+    assert layer_kernels(whole, SIZE, widths, mx.int32) is None
     whole.rope = ROPES["llama 3"]()
-    assert choose_kernels(whole, SIZE, widths, mx.bfloat16) is not None
+    assert layer_kernels(whole, SIZE, widths, mx.bfloat16) is not None
     monkeypatch.setattr(kernels, "has_cuda", lambda: False)
-    assert choose_kernels(whole, SIZE, widths, mx.bfloat16) is None
+    assert layer_kernels(whole, SIZE, widths, mx.bfloat16) is None
 
 
 def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
@@ -424,39 +487,61 @@ def test_kernels_are_compiled_once_and_meanwhile(monkeypatch: pytest.MonkeyPatch
         assert go_on.wait(10)
         return source.encode()
 
-    monkeypatch.setattr(kernels, "compile_for", slow)
+    monkeypatch.setattr(compiler, "compile_for", slow)
     begin_compiling("bfloat16", 64)
     begin_compiling("bfloat16", 64)
     begin_compiling("int32", 64)  # there are none
     assert begun.wait(10), "it goes on by itself"
-    assert kernels._compiling.cache_info().currsize == 1
+    names = [*general_names(), *layer_names("bfloat16", 64)]
+    assert compiler._compiling.cache_info().currsize == len(names)
     go_on.set()
-    names = [*kernels.NAMES, "attend_64", "attend_back_64"]
-    assert compiled("bfloat16", 64) == {name: source_of(name, "bfloat16").encode() for name in names}
-    assert compiled("bfloat16", 64) is compiled("bfloat16", 64)
+    for some in (general_names(), layer_names("bfloat16", 64)):
+        assert compiled(some, "bfloat16") == {name: source_of(name, "bfloat16").encode() for name in some}
+        assert compiled(some, "bfloat16") is compiled(some, "bfloat16")
     assert made == ["sm_90"] * len(names)
-    monkeypatch.setattr(kernels, "has_cuda", lambda: False)
+    monkeypatch.setattr(compiler, "has_cuda", lambda: False)
     begin_compiling("bfloat16", 128)
-    assert kernels._compiling.cache_info().currsize == 1
+    assert compiler._compiling.cache_info().currsize == len(names)
+
+
+def test_what_is_wanted_first_does_not_wait_for_the_rest(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
+    """A frozen pass wants the general kernels at once; those of attention take long, and keep some threads busy."""
+    go_on = threading.Event()
+
+    def slow(source: str, architecture: str) -> bytes:
+        if "attend" in source.splitlines()[0]:
+            go_on.wait(60)
+        return b"made"
+
+    monkeypatch.setattr(compiler, "compile_for", slow)
+    begin_compiling("bfloat16", 64)
+    try:
+        waiting = wait([compiler._compiling(name, "bfloat16") for name in general_names()], timeout=10).not_done
+        assert not waiting
+    finally:
+        go_on.set()
 
 
 def test_an_older_device_has_the_kernels_without_attention(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
-    monkeypatch.setattr(kernels, "compile_for", lambda source, architecture: architecture.encode())
-    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_75")
-    assert compiled("float16", 64) == dict.fromkeys(kernels.NAMES, b"sm_75")
-    monkeypatch.setattr(kernels, "_architecture", lambda: "sm_120")
-    assert set(compiled("float16", 128) or ()) == set(names_of("float16", 128))
+    monkeypatch.setattr(compiler, "compile_for", lambda source, architecture: architecture.encode())
+    monkeypatch.setattr(compiler, "_architecture", lambda: "sm_75")
+    names = layer_names("float16", 64)
+    assert compiled(names, "float16") == dict.fromkeys([name for name in names if "attend" not in name], b"sm_75")
+    monkeypatch.setattr(compiler, "_architecture", lambda: "sm_120")
+    names = layer_names("float16", 128)
+    assert set(compiled(names, "float16") or ()) == set(names)
+    assert {"attend_128", "attend_back_128"} <= set(names)
 
 
 def test_without_a_compiler_training_goes_on_without(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], as_on_cuda: None
 ) -> None:
-    monkeypatch.setattr(kernels, "_LIBRARIES", ("libnvrtc-none.so", "libnvrtc-neither.so"))
+    monkeypatch.setattr(compiler, "_LIBRARIES", ("libnvrtc-none.so", "libnvrtc-neither.so"))
     begin_compiling("float32", SIZE)
-    wait(kernels._compiling("float32", SIZE).values())
+    wait([compiler._compiling(name, "float32") for name in general_names()])
     assert not capsys.readouterr().err, "nobody has asked for them yet"
-    assert choose_kernels(attention(), SIZE, (32, 8), mx.float32) is None
-    assert choose_kernels(attention(), SIZE, (32, 8), mx.float32) is None
+    assert layer_kernels(attention(), SIZE, (32, 8), mx.float32) is None
+    assert layer_kernels(attention(), SIZE, (32, 8), mx.float32) is None
     assert (
         capsys.readouterr().err.count(
             "warning: no CUDA kernels of sqlora's own (there is no libnvrtc-none.so and no libnvrtc-neither.so)"
@@ -465,22 +550,32 @@ def test_without_a_compiler_training_goes_on_without(
     )
 
 
-def test_the_source_declares_each_kernel_that_is_asked_for() -> None:
-    text = kernels.CODE.read_text()
-    declared = set(re.findall(r"KERNEL\((\w+)\)\(", text)) | set(re.findall(r"#ifdef USE_(attend\w+)", text))
-    asked = set(re.findall(r'self\._run\("(\w+)"', Path(kernels.__file__).read_text()))
-    assert asked == set(kernels.NAMES)
-    assert declared == set(names_of("float32", 64)) | set(names_of("bfloat16", 64)) | set(names_of("float16", 128))
-    assert set(re.findall(r"#ifdef USE_(\w+)", text)) == declared
+def test_each_source_declares_the_kernels_that_are_looked_for_in_it() -> None:
+    folder = Path(compiler.__file__).parent
+    texts = {path: path.read_text() for path in folder.glob("*.cu")}
+    declared: dict[Path, set[str]] = {}
+    for path, text in texts.items():
+        declared[path] = set(re.findall(r"^KERNEL\((\w+)\)\(", text, re.M))
+        declared[path] |= set(re.findall(r"#ifdef USE_(attend\w+)", text))
+        assert set(re.findall(r"#ifdef USE_(\w+)", text)) == declared[path]
+    wanted: dict[Path, set[str]] = {}
+    for name in (*general_names(), *layer_names("bfloat16", 64), *layer_names("float16", 128)):
+        wanted.setdefault(file_of(name), set()).add(name)
+    assert wanted == {path: names for path, names in declared.items() if names}
+    assert {path.name for path in texts} - {path.name for path in wanted} == {"common.cu"}
+    called = set()
+    for module in (kernels, layers):
+        called |= set(re.findall(r'self\._(?:run|shared)\("(\w+)"', Path(module.__file__).read_text()))
+    assert called == {*general_names(), *layer_names("float32", 64)}
 
 
 def test_the_source_has_the_sizes_that_are_counted_with() -> None:
-    text = kernels.CODE.read_text()
+    text = file_of("turn").read_text()
     for name, value in (
-        ("TOKENS", kernels._TOKENS),
-        ("CHUNK", kernels._CHUNK),
-        ("MOST_RANK", kernels._MOST_RANK),
-        ("WARPS", kernels._THREADS // 32),
+        ("TOKENS", layers._TOKENS),
+        ("CHUNK", layers._CHUNK),
+        ("MOST_RANK", layers._MOST_RANK),
+        ("WARPS", layers._THREADS // 32),
     ):
         assert re.search(rf"const int {name} = {value};", text), name
 
@@ -491,8 +586,8 @@ def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
     for place in nvidia.__path__:
         for library in Path(place).glob("cu13/lib/libnvrtc*.so.13*"):
             ctypes.CDLL(str(library))
-    for dtype in kernels.TYPES:
-        for name in {*names_of(dtype, 64), *names_of(dtype, 128)}:
+    for dtype in compiler.TYPES:
+        for name in {*general_names(), *layer_names(dtype, 64), *layer_names(dtype, 128)}:
             older = "sm_80" if name.startswith("attend") else "sm_75"
             architecture = older if dtype == "float16" else "sm_90"
             assert compile_for(source_of(name, dtype), architecture).startswith(b"\x7fELF")

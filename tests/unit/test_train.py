@@ -40,7 +40,7 @@ from sqlora.train import run as run_module
 from sqlora.train import upper as upper_module
 from sqlora.train.buckets import batch_indices, choose_lengths
 from sqlora.train.checkpoint import flatten
-from sqlora.train.cuda.kernels import names_of
+from sqlora.train.cuda import kernels, layers
 from sqlora.train.engine import Engine
 from sqlora.train.feed import Feed, transfer
 from sqlora.train.fused import FusedLayer
@@ -204,6 +204,51 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
         assert distance(found, exact) < max(1e-2, 1.3 * distance(expected, exact))
 
 
+@pytest.mark.parametrize(("kind", "adapter"), [(Written, "lora"), (fused, "lora"), (Automatic, "dora")])
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 1e-5), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(("layers", "targets"), [(1, TARGETS[:1]), (2, TARGETS)])
+def test_the_split_changes_neither_loss_nor_gradients(
+    source_folder: Path,
+    tmp_path: Path,
+    dtype: str,
+    most: float,
+    layers: int,
+    targets: tuple[str, ...],
+    kind: Any,
+    adapter: str,
+) -> None:
+    """Against the unsplit model by the same code, from tokens. The frozen layers of a run with DoRA are not those of
+    mlx-lm, which compute the unsplit model there: in half precision these two round differently.
+    """
+    from sqlora.convert.model import convert_model
+
+    folder = tmp_path / "model"
+    folder.mkdir()
+    convert_model(source_folder, folder, dtype=dtype)
+    lora = dataclasses.replace(LORA, adapter=adapter, layers=layers, targets=targets)
+    rows, length, found = examples(), 16, []
+    inputs = [row.tokens[:-1] for row in rows]
+    for frozen in (0, 3 - layers):
+        base, config = load_model(folder, lazy=True)
+        upper = Upper(base, frozen)
+        upper.freeze()
+        upper.load()
+        add_lora(upper, lora, seed=1)
+        lively(upper)
+        batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")
+        if frozen:
+            store = StateStore(tmp_path, config["hidden_size"], "float32" if dtype == "float32" else "uint16")
+            fill_store(store, folder, frozen, inputs, (8, 11, 16))
+            batch = dataclasses.replace(batch, inputs=store.read([key_of(one) for one in inputs], length))
+        layout = Layout(flatten(upper.adapter()))
+        model = kind(upper, layout) if kind is Automatic else kind(upper, layout, lora)
+        loss, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
+        found.append((loss.item(), {in_whole(name, frozen): one for name, one in layout.split(vector).items()}))
+    (whole_loss, whole), (loss, split) = found
+    assert loss == pytest.approx(whole_loss, rel=min(most, 1e-3))
+    assert distance(split, whole) <= (most if adapter == "lora" or dtype == "float32" else 6e-2)
+
+
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("layers", [2, 3])  # of three: with a frozen layer, and with none
@@ -253,7 +298,7 @@ def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx
 def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: int, rank: int
 ) -> None:
-    monkeypatch.setattr("sqlora.train.cuda.kernels._MOST_RANK", rank)
+    monkeypatch.setattr("sqlora.train.cuda.layers._MOST_RANK", rank)
     for user in ("attention", "fused"):
         monkeypatch.setattr(f"sqlora.train.{user}.PLAIN_ATTENTION", plain)
     folder = write_model(tmp_path / "model", "mistral", tokenizer="sentencepiece", sliding_window=None)
@@ -266,7 +311,7 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
         monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
-        monkeypatch.setattr("sqlora.train.cuda.kernels.compiled", no_binaries)
+        without_compiler(monkeypatch)
         upper = Upper(load_base(folder)[0], 0)
         upper.freeze()
         upper.checkpointing = True
@@ -280,15 +325,18 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
         results.append((loss.item(), np.array(gradient)))
     softmax = {"softmax", "softmax_back"} if plain == 512 else set()
     adapters = {"norm_low", "factors_back"} if rank == 32 else set()
-    assert set(ran) == {"turn", "turn_back", "norm_back", "gates_back"} | softmax | adapters
+    always = {"rows", "entries", "entries_back", "gated", "turn", "turn_back", "norm_back", "gates_back"}
+    assert set(ran) == always | softmax | adapters
     assert ran.count("turn_back") == 3
     assert results[1][0] == pytest.approx(results[0][0], rel=1e-6)
     assert np.abs(results[0][1]).max() > 1e-3
     assert np.linalg.norm(results[1][1] - results[0][1]) < 1e-5 * np.linalg.norm(results[0][1])
 
 
-def no_binaries(dtype: str, size: int) -> dict[str, bytes]:
-    return dict.fromkeys(names_of(dtype, size), b"")
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For kernels that run on the CPU."""
+    for user in (kernels, layers):
+        monkeypatch.setattr(user, "compiled", lambda names, dtype: dict.fromkeys(names, b""))
 
 
 @pytest.mark.parametrize("tokens_of_own", [1024, 9])
@@ -296,9 +344,9 @@ def test_fused_layers_attend_by_kernels_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int
 ) -> None:
     """For heads of 64 and types of 16 bits; a float16's rounding is what is between them and MLX."""
-    monkeypatch.setattr("sqlora.train.cuda.kernels.MOST_TOKENS", tokens_of_own)
+    monkeypatch.setattr("sqlora.train.cuda.layers.MOST_TOKENS", tokens_of_own)
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
-    monkeypatch.setattr("sqlora.train.cuda.kernels.compiled", no_binaries)
+    without_compiler(monkeypatch)
     arguments = llama.ModelArgs(
         model_type="llama",
         hidden_size=32,
@@ -379,6 +427,24 @@ def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_p
         fill_store(apart, model_folder, 2, [row], buckets)
     for row in rows:
         assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
+
+
+def test_frozen_layers_by_kernels_of_their_own_give_what_mlx_gives(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row.tokens for row in examples()]
+    ran, found = cuda_on_cpu.use(monkeypatch, tmp_path), []
+    without_compiler(monkeypatch)
+    width = load_base(model_folder)[1]["hidden_size"]
+    for own in (False, True):
+        monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
+        monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
+        store = StateStore(tmp_path / f"states-{own}", width, "float32")
+        fill_store(store, model_folder, 2, rows, (10, 14, 20))
+        found.append(store.read([key_of(row) for row in rows], 20))
+        assert set(ran) == ({"rows", "gated"} if own else set())
+    assert np.abs(found[0]).max() > 1e-2
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize(
@@ -496,6 +562,33 @@ def test_damaged_states_are_computed_again(
     assert (third.computed, third.reused) == (0, 6)
     assert "warning" not in capsys.readouterr().err
     assert equal(arrays(third), whole)
+
+
+def test_states_are_checked_while_weights_are_read(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(model_folder, iterations=2)
+    load, damaged, read = Upper.load, StateStore.damaged, StateStore.read
+    loaded, checked = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def loading(self: Upper, *given: Any) -> None:
+        load(self, *given)
+        loaded.set()
+
+    def checking(self: StateStore, keys: Any) -> Any:
+        seen.append(loaded.wait(10))
+        time.sleep(0.2)
+        checked.set()
+        return damaged(self, keys)
+
+    def reading(self: StateStore, *given: Any) -> Any:
+        assert checked.is_set(), "no state is used before"
+        return read(self, *given)
+
+    monkeypatch.setattr(Upper, "load", loading)
+    monkeypatch.setattr(StateStore, "damaged", checking)
+    monkeypatch.setattr(StateStore, "read", reading)
+    second = run(model_folder, iterations=2, learning_rate=1e-3)
+    assert (first.reused, second.computed, seen) == (0, 0, [True])
 
 
 # --- the run --------------------------------------------------------------------------------------------------------

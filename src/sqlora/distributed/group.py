@@ -66,11 +66,13 @@ class Group:
         mx.async_eval(loss, gradient)
         size, asked = gradient.size, mx.array([float(self._asked())])
         total = self.sum(mx.concatenate([gradient, loss.reshape(1).astype(gradient.dtype), asked]))
+        # Slices, for an index gathers, by a kernel that MLX compiles on a machine's first use.
+        gradient, loss, asked = mx.split(total, [size, size + 1])
         # An array of its own: to read a part of another one, MLX moves all of that to the host, and the device waits.
-        flag = total[size + 1] > 0
+        flag = asked > 0
         mx.async_eval(flag)  # with the step; computed later, it would wait for the steps that came after
         self._flags = [*self._flags[-1:], flag]
-        return total[size], total[:size]
+        return loss.squeeze(0), gradient
 
     def asked(self) -> bool:
         """Whether this rank itself was asked to end; others may not know yet."""

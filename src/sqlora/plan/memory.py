@@ -23,7 +23,8 @@ from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
-from sqlora.train.cuda.kernels import MOST_TOKENS, SIZES
+from sqlora.train.cuda.compiler import SIZES
+from sqlora.train.cuda.layers import MOST_TOKENS
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 from sqlora.train.validation import KEPT_BYTES

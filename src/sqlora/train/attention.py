@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlora.mlx import mx
 
-from sqlora.train.cuda.kernels import Kernels
+from sqlora.train.cuda.layers import LayerKernels
 from sqlora.train.exponential import softmax
 
 # Up to here the attention's weights are computed as plain matrix products and kept. MLX's fused attention prepares a
@@ -57,7 +57,7 @@ def attend(
     value: mx.array,
     mask: Mask,
     scale: float,
-    kernels: Kernels | None = None,
+    kernels: LayerKernels | None = None,
     window: int | None = None,
 ) -> tuple[mx.array, Attended]:
     """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), and what is kept.
@@ -86,7 +86,7 @@ def attend_back(
     attended: Attended,
     mask: Mask,
     scale: float,
-    kernels: Kernels | None = None,
+    kernels: LayerKernels | None = None,
     window: int | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Gradients of query, key and value, in their shapes; the attention kernels give those of key and value in the

@@ -2,12 +2,13 @@
 
 The projections that read the same input are one product (sqlora.merged), on the way back too; so are their adapters,
 whose second factors stand in one matrix with zeros between them. All heads are turned at once, and the adapters of all
-layers are taken out of the vector with one index, and their gradients put back with another. On a CUDA device kernels
-of sqlora's own do what stands between the products (sqlora.train.cuda.kernels).
+layers are taken out of the vector at once, and so are their gradients put back. On a CUDA device kernels
+of sqlora's own do what stands between the products (sqlora.train.cuda).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from sqlora.llama import GROUPS, projections
 from sqlora.merged import merge, product, product_back
 from sqlora.train.attention import PLAIN_ATTENTION, Attended, attend, attend_back, make_mask
-from sqlora.train.cuda.kernels import choose_kernels
+from sqlora.train.cuda.kernels import Kernels
+from sqlora.train.cuda.layers import layer_kernels
 from sqlora.train.layer import Frame, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 
@@ -64,7 +66,7 @@ class FusedLayer:
         self._queries, self._keys = attention.n_heads, attention.n_kv_heads
         size = self._parts[0].weights["weight"].shape[0] // self.heads
         widths = self._norms[0].weight.shape[0], self._parts[2].weights["weight"].shape[0] // 2
-        self._kernels = choose_kernels(attention, size, widths, self._norms[0].weight.dtype)
+        self._kernels = layer_kernels(attention, size, widths, self._norms[0].weight.dtype)
 
     @property
     def heads(self) -> int:
@@ -105,7 +107,7 @@ class FusedLayer:
         mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window)
         middle = project(1, mixed, state)
         gates = project(2, normed(self._norms[1], middle))
-        out = project(3, swiglu(*mx.split(gates, 2, axis=1)), middle)
+        out = project(3, self._gated(gates), middle)
         return out, Kept(state, attended, mixed, middle, gates, low)
 
     def backward(
@@ -126,7 +128,7 @@ class FusedLayer:
                 result = mx.addmm(result, reduced, first) if needed else result
             return result
 
-        inner = swiglu(*mx.split(gates, 2, axis=1)) if 3 in adapters else gradient
+        inner = self._gated(gates) if 3 in adapters else gradient
         d_inner = back(3, gradient, inner)
         d_gates = self._kernels.gates_back(d_inner, gates) if self._kernels else _swiglu_back(d_inner, gates)
         d_normed = back(2, d_gates, normed(self._norms[1], between) if 2 in adapters else d_gates)
@@ -146,6 +148,9 @@ class FusedLayer:
         flat = self._turned_back(parts, frame)
         total = back(0, flat, inputs, needed=need_input)
         return self._norm_back(0, before, total, middle) if need_input else None, gradients
+
+    def _gated(self, gates: mx.array) -> mx.array:
+        return self._kernels.gated(gates) if self._kernels else swiglu(*mx.split(gates, 2, axis=1))
 
     def _kernels_adapt(self, adapters: Adapters, frame: Frame) -> bool:
         """Whether kernels take the adapter of queries, keys and values, if there is one."""
@@ -187,48 +192,61 @@ class Taken:
 
     Args:
         blocks: of the layers, with their LoRA layers.
+        scales: by which each entry of the vector is multiplied, and its gradient.
     """
 
-    def __init__(self, layout: Layout, blocks: list[Any]) -> None:
+    def __init__(self, layout: Layout, blocks: list[Any], scales: mx.array, kernels: Kernels | None) -> None:
         starts, self._size = layout.starts, layout.size
-        self._indices: dict[int, list[tuple[int, NDArray[np.int32], NDArray[np.int32]]]] = {}
+        self._scales, self._kernels = scales, kernels
+        # By group, of each adapted layer the shapes of its factors.
+        self._shapes: dict[int, list[tuple[int, tuple[int, ...], tuple[int, ...]]]] = {}
+        every: list[NDArray[np.int32]] = []
         for group, names in enumerate(GROUPS):
             for number, block in enumerate(blocks):
                 found = _indices(names, number, block, layout, starts)
                 if found is not None:
-                    self._indices.setdefault(group, []).append((number, *found))
-        every = [index for entries in self._indices.values() for _, *pair in entries for index in pair]
-        flat = np.concatenate([index.reshape(-1) for index in every])
+                    self._shapes.setdefault(group, []).append((number, found[0].shape, found[1].shape))
+                    every += [one.reshape(-1) for one in found]
+        flat = np.concatenate(every)
         back = np.empty(self._size, np.int32)
         back[flat[flat < self._size]] = np.nonzero(flat < self._size)[0]
         self._back = mx.array(back)
-        self._pairs = {
-            group: tuple(mx.array(np.stack([entry[part] for entry in entries])) for part in (1, 2))
-            for group, entries in self._indices.items()
-        }
-        self.lowest = min(number for entries in self._indices.values() for number, *_ in entries)
+        self._taken = mx.array(flat)
+        self.lowest = min(number for entries in self._shapes.values() for number, *_ in entries)
 
-    def adapters(self, vector: mx.array, layers: int, dropout: float) -> list[Adapters]:
-        """Each layer's adapters out of the vector; dropout is 0 here."""
+    def adapters(self, vector: mx.array, dtype: mx.Dtype, layers: int, dropout: float) -> list[Adapters]:
+        """Each layer's adapters out of the vector, in a type; dropout is 0 here."""
         assert not dropout
+        if self._kernels:
+            taken = self._kernels.entries(vector, self._scales, self._taken)
+        else:
+            # The last is what stands between blocks.
+            scaled = mx.concatenate([(vector * self._scales).astype(dtype), mx.zeros(1, dtype=dtype)])
+            taken = scaled[self._taken]
         found: list[Adapters] = [{} for _ in range(layers)]
-        extended = mx.concatenate([vector, mx.zeros(1, dtype=vector.dtype)])  # the last is what stands between blocks
-        for group, entries in self._indices.items():
-            first, second = (extended[index] for index in self._pairs[group])
-            for place, (number, *_) in enumerate(entries):
-                # Slices are views; an index would copy.
-                found[number][group] = first[place : place + 1].squeeze(0), second[place : place + 1].squeeze(0)
+        start = 0
+        for group, entries in self._shapes.items():
+            for number, *shapes in entries:
+                parts = []
+                for shape in shapes:
+                    end = start + math.prod(shape)
+                    parts.append(taken[start:end].reshape(shape))  # views
+                    start = end
+                found[number][group] = parts[0], parts[1]
         return found
 
     def vector(self, gradients: list[Gradients]) -> mx.array:
-        """The gradients of the layers' adapters as a vector."""
+        """The gradients of the layers' adapters as a vector in float32."""
         parts = [
             one.reshape(-1)
-            for group, entries in self._indices.items()
+            for group, entries in self._shapes.items()
             for number, *_ in entries
             for one in gradients[number][group]
         ]
-        return mx.concatenate(parts)[self._back]
+        whole = mx.concatenate(parts)
+        if self._kernels:
+            return self._kernels.entries_back(whole, self._scales, self._back)
+        return whole[self._back].astype(mx.float32) * self._scales
 
 
 def _indices(

@@ -9,11 +9,12 @@ from sqlora.mlx import mx, nn, tree_unflatten
 
 from sqlora.llama import mergeable, supports
 from sqlora.params.lora import LoraParams
+from sqlora.train.cuda.kernels import Kernels, kernels_for
 from sqlora.train.feed import Ready
 from sqlora.train.fused import FusedLayer, Taken
 from sqlora.train.layer import Factors, Frame, Gradients, Layer
 from sqlora.train.layout import Layout
-from sqlora.train.upper import Upper
+from sqlora.train.upper import Upper, embed
 
 _LAYERS_AHEAD = 2  # of a validation; a layer over its 1,024 tokens takes a GPU longer than the host
 
@@ -51,22 +52,18 @@ class Written:
         self._upper = upper
         self._layers: list[Any]
         self._adapters: Named | Taken
+        self._kernels: Kernels | None = None
+        scales = _scales(layout, lora)
         if fused:
-            self._adapters = Taken(layout, upper.layers)
+            weight = upper.model.model.norm.weight
+            self._kernels = kernels_for(weight.dtype, weight.shape)
+            self._adapters = Taken(layout, upper.layers, scales, self._kernels)
             self._layers = [FusedLayer(block) for block in upper.layers]
             mx.clear_cache()  # the weights that were merged have no other use for their memory
         else:
-            self._adapters = Named(layout, len(upper.layers))
+            self._adapters = Named(layout, len(upper.layers), scales)
             self._layers = [Layer(block) for block in upper.layers]
         self._dropout, self._compiled = lora.dropout, compiled
-        # A factor for each entry of the vector: lora.scale is multiplied into every lora_b, and into its gradient.
-        self._scales = layout.join(
-            {
-                name: mx.full(shape, lora.scale if name.endswith("lora_b") else 1.0)
-                for name, shape in layout.shapes.items()
-            }
-        )
-        mx.eval(self._scales)  # or a compiled step computes them each time
         self._run_gradients = _compile(self._gradients, compiled)
 
     def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
@@ -90,7 +87,7 @@ class Written:
                 under_way.append(state)
                 if len(under_way) > _LAYERS_AHEAD:
                     mx.eval(under_way.pop(0))
-        return _both_losses(self._upper, state, batch)
+        return _both_losses(self._upper, self._chosen(state, batch.positions), batch)
 
     def _gradients(
         self,
@@ -113,9 +110,11 @@ class Written:
             masks.append(inner.masks)
             kept.append(before if self._upper.checkpointing else inner)
         del kept[:lowest]
-        loss, gradient = mx.value_and_grad(_summed_loss, argnums=1)(self._upper, state[positions], targets, weights)
-        # Back to all tokens by gathering: whose next token does not count takes the row of zeros behind the others.
-        gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])[places]
+        loss, gradient = _loss_back(self._upper, self._chosen(state, positions), targets, weights)
+        # Back to all tokens by gathering: whose next token does not count takes a row of zeros, behind the others.
+        if not self._kernels:
+            gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])
+        gradient = self._chosen(gradient, places)
         found: list[Any] = [{} for _ in each]
         for number in reversed(range(lowest, len(each))):
             layer, adapters, frame = each[number]
@@ -130,17 +129,21 @@ class Written:
                 # MLX would compute the factors' gradients last and keep what they need of every layer until then.
                 needed = [part for pair in found[number].values() for part in pair]
                 gradient = mx.depends([gradient], needed)[0]
-        return loss, self._adapters.vector(found).astype(mx.float32) * self._scales
+        return loss, self._adapters.vector(found)
+
+    def _chosen(self, states: mx.array, indices: mx.array) -> mx.array:
+        """Rows by their indices; the kernels give zeros for one behind the last."""
+        return self._kernels.rows(states, indices) if self._kernels else states[indices]
 
     def _start(self, inputs: mx.array) -> tuple[mx.array, tuple[int, int]]:
         shape = (inputs.shape[0], inputs.shape[1])
-        states = self._upper.model.model.embed_tokens(inputs) if inputs.ndim == 2 else inputs
+        states = embed(self._upper.model.model.embed_tokens, inputs) if inputs.ndim == 2 else inputs
         return states.reshape(shape[0] * shape[1], -1), shape
 
     def _each(
         self, vector: mx.array, state: mx.array, shape: tuple[int, int], dropout: float
     ) -> list[tuple[Any, Any, Frame]]:
-        adapters = self._adapters.adapters((vector * self._scales).astype(state.dtype), len(self._layers), dropout)
+        adapters = self._adapters.adapters(vector, state.dtype, len(self._layers), dropout)
         window: int | None = getattr(self._upper.model.args, "sliding_window", None)
         frames: dict[int | None, Frame] = {}
         result = []
@@ -155,14 +158,14 @@ class Written:
 class Named:
     """The adapters of each layer by the names of its projections, as sqlora.train.layer takes them."""
 
-    def __init__(self, layout: Layout, layers: int) -> None:
-        self._layout = layout
+    def __init__(self, layout: Layout, layers: int, scales: mx.array) -> None:
+        self._layout, self._scales = layout, scales
         self._places = [_places(layout, number) for number in range(layers)]
         self.lowest = min(number for number, places in enumerate(self._places) if places)
 
-    def adapters(self, vector: mx.array, layers: int, dropout: float) -> list[dict[str, Factors]]:
-        """Each layer's adapters out of the vector."""
-        arrays = self._layout.split(vector)
+    def adapters(self, vector: mx.array, dtype: mx.Dtype, layers: int, dropout: float) -> list[dict[str, Factors]]:
+        """Each layer's adapters out of the vector, in a type."""
+        arrays = self._layout.split((vector * self._scales).astype(dtype))
         return [
             {
                 name: Factors(arrays[f"{place}.lora_a"], arrays[f"{place}.lora_b"], dropout)
@@ -172,12 +175,12 @@ class Named:
         ]
 
     def vector(self, gradients: list[Gradients]) -> mx.array:
-        """The gradients of the layers' adapters as a vector."""
+        """The gradients of the layers' adapters as a vector in float32."""
         found: dict[str, mx.array] = {}
         for places, pairs in zip(self._places, gradients, strict=True):
             for name, (a, b) in pairs.items():
                 found[f"{places[name]}.lora_a"], found[f"{places[name]}.lora_b"] = a, b
-        return self._layout.join(found)
+        return self._layout.join(found).astype(mx.float32) * self._scales
 
 
 class Automatic:
@@ -206,7 +209,8 @@ class Automatic:
     def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
         self._upper.eval()
-        return _both_losses(self._upper, self._hidden(self._layout.split(vector), batch.inputs), batch)
+        states = self._hidden(self._layout.split(vector), batch.inputs)[batch.positions]
+        return _both_losses(self._upper, states, batch)
 
     def _hidden(self, arrays: Mapping[str, mx.array], inputs: mx.array) -> mx.array:
         self._upper.update(tree_unflatten(list(arrays.items())))
@@ -227,8 +231,32 @@ def _summed_loss(upper: Upper, states: mx.array, targets: mx.array, weights: mx.
     return (nn.losses.cross_entropy(upper.logits(states), targets) * weights).sum()
 
 
+def _loss_back(upper: Upper, states: mx.array, targets: mx.array, weights: mx.array) -> tuple[mx.array, mx.array]:
+    """The summed loss, and the gradient of the chosen states.
+
+    It is the sum of the tokens' losses times their weights, so the weights are the losses' gradients. Automatic
+    differentiation of the whole would multiply them by 1, with kernels that MLX compiles on a machine's first use.
+    """
+
+    def losses(states: mx.array) -> mx.array:
+        return nn.losses.cross_entropy(upper.logits(states), targets)
+
+    (each,), (gradient,) = mx.vjp(losses, [states], [weights])
+    return (each * weights).sum(), gradient
+
+
+def _scales(layout: Layout, lora: LoraParams) -> mx.array:
+    """A factor for each entry of the vector: lora.scale is multiplied into every lora_b, and into its gradient."""
+    scales = layout.join(
+        {name: mx.full(shape, lora.scale if name.endswith("lora_b") else 1.0) for name, shape in layout.shapes.items()}
+    )
+    mx.eval(scales)  # or a compiled step computes them each time
+    return scales
+
+
 def _both_losses(upper: Upper, states: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
-    each = nn.losses.cross_entropy(upper.logits(states[batch.positions]), batch.targets)
+    """states: (counted, width), as in _summed_loss."""
+    each = nn.losses.cross_entropy(upper.logits(states), batch.targets)
     return (each * batch.answers).sum(), (each * batch.weights).sum()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import count
@@ -25,8 +26,8 @@ from sqlora.train import checkpoint
 from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
-from sqlora.train.shared_pass import drop_damaged_together, fill_together
-from sqlora.train.states import FORMAT, ROOT, StateStore, bytes_of, key_of, make_room
+from sqlora.train.shared_pass import drop_damaged, drop_damaged_together, fill_together
+from sqlora.train.states import FORMAT, ROOT, Place, StateStore, bytes_of, key_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
@@ -36,6 +37,7 @@ LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a 
 class Inputs:
     """fetcher: examples -> what gives their inputs; token_bytes: of one token's input; computed, reused: examples whose
     states were computed, and were there; written: waits until they are in the files, settle until they are on the disk.
+    sound: whether stored states are what was stored, once that is known; if not, the inputs are to be prepared again.
     """
 
     fetcher: Callable[[Sequence[Encoded]], Fetch]
@@ -44,6 +46,7 @@ class Inputs:
     reused: int
     written: Callable[[], None]
     settle: Callable[[], None]
+    sound: Callable[[], bool] = lambda: True
 
 
 def prepare_inputs(
@@ -57,6 +60,7 @@ def prepare_inputs(
     params: TrainParams,
     group: Group,
     stop: Callable[[], bool] = lambda: False,
+    check_later: bool = False,
 ) -> Inputs:
     """Run the frozen layers over the examples that a run will use, as far as no earlier run has.
 
@@ -65,6 +69,8 @@ def prepare_inputs(
         frozen: number of layers; with 0 the model's inputs are tokens.
         buckets: lengths of training's batches.
         stop: whether this rank was asked to end.
+        check_later: of a process alone whose states are all there, a thread compares them with their checksums, and
+            the caller asks `sound` before it uses them.
 
     Raises:
         SqloraError: no room on the disk.
@@ -98,7 +104,13 @@ def prepare_inputs(
     store = StateStore(ROOT / name, width, dtype, part=part)
     store.hold(lock)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
-    drop_damaged_together(store, list(distinct), group)
+    checking: Future[list[Place]] | None = None
+    if check_later and group.size == 1 and all(key in store for key in distinct):
+        background = ThreadPoolExecutor(max_workers=1)
+        checking = background.submit(store.damaged, list(distinct))
+        background.shutdown(wait=False)
+    else:
+        drop_damaged_together(store, list(distinct), group)
     if group.rank == group.disk[0]:
         missing = sum(count for key, count in distinct.items() if key not in store) * row
         _make_room(ROOT / name, sum(distinct.values()) * row, missing, params.states_gb)
@@ -126,7 +138,10 @@ def prepare_inputs(
         finally:
             lock.release()
 
-    return Inputs(stored, row, computed, reused, store.wait, settle)
+    def sound() -> bool:
+        return checking is None or not drop_damaged(store, checking.result())
+
+    return Inputs(stored, row, computed, reused, store.wait, settle, sound)
 
 
 def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:

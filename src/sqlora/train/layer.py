@@ -17,6 +17,7 @@ from sqlora.mlx import mx, nn
 from mlx_lm.tuner.lora import LoRALinear
 
 from sqlora.train.attention import Attended, Mask, attend, attend_back, make_mask
+from sqlora.train.cuda.kernels import kernels_for
 from sqlora.train.exponential import sigmoid
 from sqlora.train.linear import product, product_back
 
@@ -88,6 +89,8 @@ class Layer:
         self._norms = block.input_layernorm, block.post_attention_layernorm
         self._rope: Callable[[mx.array], mx.array] = attention.rope
         self._heads, self._kv_heads, self._scale = attention.n_heads, attention.n_kv_heads, attention.scale
+        inner = self._linear["gate_proj"].weight.shape[0]
+        self._kernels = kernels_for(self._norms[0].weight.dtype, [inner])
 
     def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
         """For batches of a shape."""
@@ -128,7 +131,8 @@ class Layer:
         middle = project("o_proj", mixed, state)
         inputs = normed(self._norms[1], middle)
         gate, up = project("gate_proj", inputs), project("up_proj", inputs)
-        out = project("down_proj", swiglu(gate, up), middle)
+        gated = self._kernels.gated(gate, up) if self._kernels else swiglu(gate, up)
+        out = project("down_proj", gated, middle)
         return out, Kept(state, attended, mixed, middle, gate, up, low)
 
     def backward(
@@ -157,7 +161,9 @@ class Layer:
                     result = result + (reduced @ adapters[name].a.T) * keep
             return result
 
-        inner = swiglu(gate, up) if "down_proj" in adapters else gradient
+        inner = gradient
+        if "down_proj" in adapters:
+            inner = self._kernels.gated(gate, up) if self._kernels else swiglu(gate, up)
         d_inner = back("down_proj", gradient, inner)
         d_gate, d_up = _swiglu_back(d_inner, gate, up)
         adapted = "gate_proj" in adapters or "up_proj" in adapters

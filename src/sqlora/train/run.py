@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from sqlora.mlx import mx
 
@@ -25,10 +26,10 @@ from sqlora.runtime import has_cuda
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
-from sqlora.train.cuda.kernels import begin_compiling
+from sqlora.train.cuda.compiler import begin_compiling
 from sqlora.train.engine import Engine
 from sqlora.train.identity import model_identity
-from sqlora.train.inputs import lengths_of, lock_if, prepare_inputs
+from sqlora.train.inputs import Inputs, lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
 from sqlora.train.lora import add_lora
 from sqlora.train.report import Report
@@ -37,7 +38,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 9  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 10  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
 _LAUNCH = ("workers", "hostfile", "backend", "force")
 
@@ -120,16 +121,21 @@ def train_adapter(
             size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
             begin_compiling(config.get("torch_dtype", ""), size)
             asked = watch if group.size == 1 else group.asked
-            inputs = prepare_inputs(model, config, frozen, buckets, train, valid, weights, params, group, asked)
+
+            def prepare(*, check_later: bool) -> Inputs:
+                given = (model, config, frozen, buckets, train, valid, weights, params, group, asked)
+                return prepare_inputs(*given, check_later=check_later)
+
+            inputs = prepare(check_later=True)
             frozen_seconds = perf_counter() - started
-            upper = Upper(base, frozen)
-            upper.freeze()
-            # GPUs of one host read its files once: filling memory that they share takes longer than their messages. The
-            # ranks have to agree, for a disk may show one of them the others' files late.
-            shares = all(group.each(has_cuda() and len(group.disk) == group.size))
-            upper.load(group if shares else ALONE)
-            inputs.written()
-            mx.clear_cache()  # what held the states
+            upper = _load(base, frozen, group, inputs)
+            started = perf_counter()
+            if not inputs.sound():
+                inputs.settle()
+                del base, upper  # the frozen pass has room for two layers
+                inputs = prepare(check_later=False)
+                upper = _load(load_lazily(model)[0], frozen, group, inputs)
+            frozen_seconds += perf_counter() - started
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())
@@ -174,6 +180,19 @@ def train_adapter(
         engine.validation_seconds,
         [round(peak, 3) for peak in peaks],
     )
+
+
+def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> Upper:
+    """The trained part with its weights, in memory beside nothing else."""
+    upper = Upper(base, frozen)
+    upper.freeze()
+    # GPUs of one host read its files once: filling memory that they share takes longer than their messages. The
+    # ranks have to agree, for a disk may show one of them the others' files late.
+    shares = all(group.each(has_cuda() and len(group.disk) == group.size))
+    upper.load(group if shares else ALONE)
+    inputs.written()
+    mx.clear_cache()  # what held the states
+    return upper
 
 
 def _announce(folder: Path) -> None:

@@ -25,7 +25,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from numpy.typing import NDArray
 
 ROOT = Path(".sqlora/states")
-FORMAT = 3  # of the files; goes up when older ones cannot be read any more, or would have other bits now
+FORMAT = 4  # of the files; goes up when older ones cannot be read any more, or would have other bits now
 _CHECKERS = 8  # threads: zlib leaves Python's lock
 
 

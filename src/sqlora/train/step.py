@@ -44,7 +44,6 @@ class Stepper:
         self._vector = self._layout.join(start)
         self._model = choose_model(upper, self._layout, lora, compiled=compiled, fused=fused)
         self._norm = params.max_gradient_norm
-        self._update = mx.compile(self._updated) if compiled else self._updated
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})
         mx.eval(self._vector, self.optimizer.state)
@@ -72,24 +71,22 @@ class Stepper:
         counted = sum(batch.counted for batch in batches) if counted is None else counted
         loss, gradient = self._group.add_up(*self._summed(batches))
         counts = mx.array([counted, 1 / counted])
-        loss, norm, self._vector, state = self._update(loss, gradient, counts, self._vector, self.optimizer.state)
-        self.optimizer.state = state
-        mx.async_eval(loss, norm, self._vector, state)
+        loss, norm = self._update(loss, gradient, counts)
+        mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
-    def _updated(
-        self, loss: mx.array, gradient: mx.array, counts: mx.array, vector: mx.array, state: dict[str, Any]
-    ) -> tuple[mx.array, mx.array, mx.array, dict[str, Any]]:
-        """Mean loss, norm, vector and the optimizer's state, from sums; counts: (2,) the counted tokens, and one over
-        them.
+    def _update(self, loss: mx.array, gradient: mx.array, counts: mx.array) -> tuple[mx.array, mx.array]:
+        """Mean loss and norm, from sums; counts: (2,) the counted tokens, and one over them.
+
+        Not compiled: MLX's kernels for single operations are there, those for several it compiles on first use.
         """
-        gradient = gradient * counts[1]
+        # Slices, for an index gathers.
+        gradient = gradient * counts[1:]
         norm = mx.sqrt(mx.square(gradient).sum())
         if self._norm is not None:
             gradient = gradient * mx.minimum(self._norm / (norm + 1e-6), 1.0)
-        self.optimizer.state = state
-        updated = self.optimizer.apply_gradients({"adapter": gradient}, {"adapter": vector})
-        return loss / counts[0], norm, updated["adapter"], self.optimizer.state
+        self._vector = self.optimizer.apply_gradients({"adapter": gradient}, {"adapter": self._vector})["adapter"]
+        return loss / counts[:1].squeeze(0), norm
 
     def _summed(self, batches: Sequence[Ready]) -> tuple[mx.array, mx.array]:
         if not batches:

@@ -19,6 +19,7 @@ from sqlora.prefetch import ask_for, places_of
 from sqlora.progress import progress
 from sqlora.runtime import has_cuda
 from sqlora.train.buckets import bucket_of
+from sqlora.train.cuda.kernels import kernels_for
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layer import Layer
 from sqlora.train.states import StateStore, key_of
@@ -128,7 +129,7 @@ def fill_store(
         for number, wave in enumerate(waves, 1):
             batches = list(_batches(wave, buckets))
             model, _ = load_lazily(folder)
-            states = [model.model.embed_tokens(mx.array(tokens)) for _, tokens in batches]
+            states = [embed(model.model.embed_tokens, mx.array(tokens)) for _, tokens in batches]
             mx.eval(states)
             layers, args = model.model.layers, model.args
             del model
@@ -147,6 +148,14 @@ def fill_store(
             del later
             mx.clear_cache()
     return len(missing)
+
+
+def embed(embedding: nn.Module, tokens: mx.array) -> mx.array:
+    """Tokens (…) -> states (…, width)."""
+    weight = embedding.weight
+    kernels = kernels_for(weight.dtype, weight.shape[1:]) if type(embedding) is nn.Embedding else None
+    states: mx.array = kernels.rows(weight, tokens.reshape(-1)) if kernels else embedding(tokens)
+    return states.reshape(*tokens.shape, -1)
 
 
 def _last_of(done: Sequence[tuple[list[Item], mx.array]], most_bytes: int) -> int:
