@@ -48,7 +48,7 @@ SHAPES = {
     "demo": {"hidden_size": 320, "intermediate_size": 864, "num_attention_heads": 10, "num_key_value_heads": 5},
 }
 GPU = mx.default_device().type == mx.DeviceType.gpu
-usable = kernels.usable
+USABLE = kernels.usable  # to put it back
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def time_steps(shape: str, batch: int, layers: int, variant: str) -> None:
     if "kernels" not in variant:
         kernels.usable = lambda _: False  # type: ignore[assignment]
     stepper = build(shape, batch, layers, compiled="compiled" in variant, fused="fused" in variant)
-    kernels.usable = usable
+    kernels.usable = USABLE
     weights = mx.get_active_memory()
     width = SHAPES[shape]["hidden_size"]
     started = time.perf_counter()
@@ -129,7 +129,7 @@ def profile_steps(shape: str, batch: int, layers: int, *, own: bool, count: int 
     if not own:
         kernels.usable = lambda _: False  # type: ignore[assignment]
     stepper = build(shape, batch, layers, compiled=True, fused=True)
-    kernels.usable = usable
+    kernels.usable = USABLE
     ready = inputs(batch, 100, SHAPES[shape]["hidden_size"])
     timed(lambda _: stepper.step([ready]))
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:

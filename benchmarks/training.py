@@ -200,7 +200,7 @@ def ours(
     )
     with joined() as group:
         group.barrier()
-        expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit
+        prediction = expect(read_config(model), train, valid, lora, params, group)  # as the stage: it sets MLX's limit
         seen: list[tuple[int, bool, float]] = []
 
         def noted(report: Report) -> None:
@@ -221,6 +221,7 @@ def ours(
         "seconds": seconds,
         "tokens": tokens,
         "peak_gb": max(trained.peaks),
+        "predicted_gb": prediction.peak / 1e9,
         "frozen_seconds": trained.frozen_seconds,
         "step_seconds": trained.train_seconds,
         "late_step_ms": late_step_ms(seen, iterations),

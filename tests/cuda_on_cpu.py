@@ -20,7 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sqlora.train.cuda.compiler import PRODUCTS, TYPES, name_of, source_of
-from sqlora.train.cuda.kernels import ALONE, Kernels
+from sqlora.train.cuda.kernels import BLOCK_THREADS, Kernels
 
 Array = NDArray[np.generic]
 THREADS = 512
@@ -148,7 +148,7 @@ def use(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> list[str]:
         numbers: Sequence[int | float],
         dtypes: Sequence[mx.Dtype] = (),
         kept: Sequence[mx.array] = (),
-        block: int = ALONE,
+        block: int = BLOCK_THREADS,
     ) -> list[mx.array]:
         done.append(name)
         for one in arrays:

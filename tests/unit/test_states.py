@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
 import os
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from sqlora.distributed.group import Group
+from sqlora.train import states as states_module
 from sqlora.train.shared_pass import fill_together
 from sqlora.train.states import Place, StateStore, key_of, make_room
 
@@ -227,6 +229,21 @@ def test_damaged_states_are_found_and_can_be_added_again(tmp_path: Path) -> None
     assert [one.start for one in found] == [3]
     assert last.drop(found) == [], "the other one is sound"
     assert np.array_equal(last.read("b", 5)[0], states(2, 5))
+
+
+def test_states_that_cannot_be_read_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = StateStore(tmp_path / "s", 4, "float32")
+    first.add([("a", states(1, 3)), ("b", states(2, 5))])
+    first.settle()
+    second = StateStore(tmp_path / "s", 4, "float32", part=1)
+
+    def bad_sector(path: Path, *given: Any, **named: Any) -> Any:
+        if str(path).endswith("states-0.bin"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return open(path, *given, **named)
+
+    monkeypatch.setattr(states_module, "open", bad_sector, raising=False)
+    assert sorted(second.drop(second.damaged(["a", "b"]))) == ["a", "b"]
 
 
 @pytest.mark.parametrize("line", ["7", "{}", '["b", 3, 5]', '["b", -3, 5, 1]', '["b", null, 5, 1]', '["\x80'], ids=str)

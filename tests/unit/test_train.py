@@ -13,6 +13,7 @@ import resource
 import shutil
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -543,8 +544,22 @@ def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
 
 
 def test_damaged_states_are_computed_again(
-    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    made: list[weakref.ref[Upper]] = []
+    alive: list[bool] = []
+
+    def make(self: Upper, *given: Any) -> None:
+        plain(self, *given)
+        made.append(weakref.ref(self))
+
+    def fill(*given: Any) -> int:
+        alive.extend(one() is not None for one in made[-1:])
+        return fill_store(*given)
+
+    plain = Upper.__init__
+    monkeypatch.setattr(Upper, "__init__", make)
+    monkeypatch.setattr(inputs_module, "fill_store", fill)
     settings: dict[str, Any] = {"iterations": 8, "learning_rate": 1e-3}
     whole = arrays(run(model_folder, **settings))
     (file,) = (tmp_path / ".sqlora/states").glob("*/states-0.bin")
@@ -555,13 +570,52 @@ def test_damaged_states_are_computed_again(
     capsys.readouterr()
     again = run(model_folder, **settings)
     assert (again.computed, again.reused) == (1, 5)
-    assert "found 1 examples' states with other bytes" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert printed.err.count("found 1 examples' states with other bytes") == 1
+    assert [line for line in printed.out.splitlines() if "computed" in line] == [
+        "frozen layers: 1 examples computed, 5 reused, 0.00 GB"
+    ]
+    assert len(made) == 3
+    assert alive == [False], "the trained layers have left before frozen ones are computed"
+    assert {path.name for path in file.parent.iterdir()} == {"states-0.bin", "index-0.jsonl", "lock-0"}
     assert equal(arrays(again), whole)
     shutil.rmtree(tmp_path / ".sqlora/train")
     third = run(model_folder, **settings)
     assert (third.computed, third.reused) == (0, 6)
     assert "warning" not in capsys.readouterr().err
     assert equal(arrays(third), whole)
+
+
+def test_a_run_that_ends_early_does_not_wait_for_the_check(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    looked: list[str] = []
+    begun, ended = threading.Event(), threading.Event()
+    damaged = StateStore.damaged
+
+    def slow(self: StateStore, key: str) -> list[Any]:
+        looked.append(key)
+        begun.set()
+        time.sleep(0.5)
+        return []
+
+    def checking(self: StateStore, *given: Any) -> Any:
+        try:
+            return damaged(self, *given)
+        finally:
+            ended.set()
+
+    def interrupted(*_: Any) -> None:
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sqlora.train.states._CHECKERS", 1)
+    monkeypatch.setattr(StateStore, "_unsound", slow)
+    monkeypatch.setattr(StateStore, "damaged", checking)
+    monkeypatch.setattr(Upper, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, iterations=2, learning_rate=1e-3)
+    assert ended.wait(10)
+    assert len(looked) == 1
 
 
 def test_states_are_checked_while_weights_are_read(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -574,11 +628,11 @@ def test_states_are_checked_while_weights_are_read(model_folder: Path, monkeypat
         load(self, *given)
         loaded.set()
 
-    def checking(self: StateStore, keys: Any) -> Any:
+    def checking(self: StateStore, *given: Any) -> Any:
         seen.append(loaded.wait(10))
         time.sleep(0.2)
         checked.set()
-        return damaged(self, keys)
+        return damaged(self, *given)
 
     def reading(self: StateStore, *given: Any) -> Any:
         assert checked.is_set(), "no state is used before"

@@ -218,6 +218,7 @@ class Taken:
         """Each layer's adapters out of the vector, in a type; dropout is 0 here."""
         assert not dropout
         if self._kernels:
+            assert self._kernels.dtype == dtype
             taken = self._kernels.entries(vector, self._scales, self._taken)
         else:
             # The last is what stands between blocks.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +27,7 @@ from sqlora.train import checkpoint
 from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
-from sqlora.train.shared_pass import drop_damaged, drop_damaged_together, fill_together
+from sqlora.train.shared_pass import drop_damaged_together, fill_together
 from sqlora.train.states import FORMAT, ROOT, Place, StateStore, bytes_of, key_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
@@ -37,7 +38,8 @@ LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a 
 class Inputs:
     """fetcher: examples -> what gives their inputs; token_bytes: of one token's input; computed, reused: examples whose
     states were computed, and were there; written: waits until they are in the files, settle until they are on the disk.
-    sound: whether stored states are what was stored, once that is known; if not, the inputs are to be prepared again.
+    sound: whether stored states are what was stored, once that is known; if not, the inputs are to be prepared again;
+    abandon: nobody will ask.
     """
 
     fetcher: Callable[[Sequence[Encoded]], Fetch]
@@ -47,6 +49,7 @@ class Inputs:
     written: Callable[[], None]
     settle: Callable[[], None]
     sound: Callable[[], bool] = lambda: True
+    abandon: Callable[[], None] = lambda: None
 
 
 def prepare_inputs(
@@ -105,9 +108,10 @@ def prepare_inputs(
     store.hold(lock)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
     checking: Future[list[Place]] | None = None
+    ended = threading.Event()
     if check_later and group.size == 1 and all(key in store for key in distinct):
         background = ThreadPoolExecutor(max_workers=1)
-        checking = background.submit(store.damaged, list(distinct))
+        checking = background.submit(store.damaged, list(distinct), lambda: ended.is_set() or stop())
         background.shutdown(wait=False)
     else:
         drop_damaged_together(store, list(distinct), group)
@@ -120,7 +124,12 @@ def prepare_inputs(
     )
     reused = max(0, len(distinct) - computed)  # ranks whose disk is not shared after all compute some of them twice
     size = sum(distinct.values()) * row
-    print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
+
+    def tell() -> None:
+        print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
+
+    if checking is None:
+        tell()
 
     def stored(examples: Sequence[Encoded]) -> Fetch:
         keys = [key_of(example.tokens[:-1]) for example in examples]
@@ -139,9 +148,13 @@ def prepare_inputs(
             lock.release()
 
     def sound() -> bool:
-        return checking is None or not drop_damaged(store, checking.result())
+        if checking is not None:
+            if store.drop(checking.result()):
+                return False
+            tell()
+        return True
 
-    return Inputs(stored, row, computed, reused, store.wait, settle, sound)
+    return Inputs(stored, row, computed, reused, store.wait, settle, sound, ended.set)
 
 
 def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:

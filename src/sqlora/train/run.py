@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from time import perf_counter
@@ -122,10 +123,9 @@ def train_adapter(
             begin_compiling(config.get("torch_dtype", ""), size)
             asked = watch if group.size == 1 else group.asked
 
-            def prepare(*, check_later: bool) -> Inputs:
-                given = (model, config, frozen, buckets, train, valid, weights, params, group, asked)
-                return prepare_inputs(*given, check_later=check_later)
-
+            prepare = partial(
+                prepare_inputs, model, config, frozen, buckets, train, valid, weights, params, group, asked
+            )
             inputs = prepare(check_later=True)
             frozen_seconds = perf_counter() - started
             upper = _load(base, frozen, group, inputs)
@@ -183,14 +183,18 @@ def train_adapter(
 
 
 def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> Upper:
-    """The trained part with its weights, in memory beside nothing else."""
+    """The trained part with its weights, once the inputs are in their files and out of memory."""
     upper = Upper(base, frozen)
     upper.freeze()
     # GPUs of one host read its files once: filling memory that they share takes longer than their messages. The
     # ranks have to agree, for a disk may show one of them the others' files late.
     shares = all(group.each(has_cuda() and len(group.disk) == group.size))
-    upper.load(group if shares else ALONE)
-    inputs.written()
+    try:
+        upper.load(group if shares else ALONE)
+        inputs.written()
+    except BaseException:
+        inputs.abandon()  # or the process would not end before all states are looked at
+        raise
     mx.clear_cache()  # what held the states
     return upper
 

@@ -25,19 +25,13 @@ def drop_damaged_together(store: StateStore, wanted: Sequence[str], group: Group
     store.refresh()
     mine = wanted[group.disk.index(group.rank) :: len(group.disk)]
     found = group.gather([asdict(place) for place in store.damaged(mine)])
-    drop_damaged(store, [Place(**place) for rank in group.disk for place in found[rank]])
-
-
-def drop_damaged(store: StateStore, places: Sequence[Place]) -> bool:
-    """Let the store forget places, with a warning if that loses examples; whether it does."""
-    lost = store.drop(places)
+    lost = store.drop(Place(**place) for rank in group.disk for place in found[rank])
     if lost:
         print(
             f"warning: {store.folder}: found {len(lost):,} examples' states with other bytes than were stored; they "
             "are computed again. Check the disk.",
             file=sys.stderr,
         )
-    return bool(lost)
 
 
 def fill_together(

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -191,16 +191,19 @@ class StateStore:
                 self._ends[place.part] = max(self._ends.get(place.part, 0), place.end)
         self._maps = {}
 
-    def damaged(self, keys: Iterable[str]) -> list[Place]:
+    def damaged(self, keys: Iterable[str], stop: Callable[[], bool] = lambda: False) -> list[Place]:
         """Compare stored states with their checksums; returns the places of those that differ.
 
         Looks at what earlier processes stored and at no example twice. Where an example has states in several places,
         one that is sound is enough.
+
+        Args:
+            stop: asked before each example; once it is true, nobody wants to know any more.
         """
         self.wait()
         keys = [key for key in keys if key in self._places and key not in self._checked]
         with ThreadPoolExecutor(max_workers=min(_CHECKERS, os.cpu_count() or 1)) as pool:
-            found = list(chain.from_iterable(pool.map(self._unsound, keys)))
+            found = list(chain.from_iterable(pool.map(lambda key: [] if stop() else self._unsound(key), keys)))
         self._checked.update(keys)
         return found
 
@@ -251,13 +254,14 @@ class StateStore:
         return found
 
     def _crc(self, place: Place) -> int:
-        """Of what lies there; -1 if that ends before the place does."""
-        if not self._states(place.part).exists():
-            return -1
+        """Of what lies there; -1 if that ends before the place does or cannot be read."""
         # Read, not mapped: the pages of a mapped file count as this process's memory.
-        with open(self._states(place.part), "rb") as file:
-            file.seek(place.start * self._row)
-            data = file.read(place.count * self._row)
+        try:
+            with open(self._states(place.part), "rb") as file:
+                file.seek(place.start * self._row)
+                data = file.read(place.count * self._row)
+        except OSError:  # a bad sector, for one
+            return -1
         return zlib.crc32(data) if len(data) == place.count * self._row else -1
 
     def _states(self, part: int) -> Path:

@@ -15,7 +15,7 @@ import numpy as np
 from sqlora.runtime import has_cuda
 from sqlora.train.cuda.compiler import TYPES, compiled, general_names, name_of
 
-ALONE = 256  # threads of a block, where they do not share anything
+BLOCK_THREADS = 256  # threads of a block, where they do not share anything
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Kernels:
         numbers: Sequence[int | float],
         dtypes: Sequence[mx.Dtype] = (),
         kept: Sequence[mx.array] = (),
-        block: int = ALONE,
+        block: int = BLOCK_THREADS,
     ) -> list[mx.array]:
         """Call a kernel.
 
