@@ -2,8 +2,8 @@
 
 The projections that read the same input are one product (sqlora.merged), on the way back too; so are their adapters,
 whose second factors stand in one matrix with zeros between them. All heads are turned at once, and the adapters of all
-layers are taken out of the vector at once, and so are their gradients put back. On a CUDA device kernels
-of sqlora's own do what stands between the products (sqlora.train.cuda).
+layers are taken out of the vector at once, and so are their gradients put back. On a CUDA device kernels of
+sqlora's own do what stands between the products (sqlora.train.cuda).
 """
 
 from __future__ import annotations

@@ -131,8 +131,7 @@ class Layer:
         middle = project("o_proj", mixed, state)
         inputs = normed(self._norms[1], middle)
         gate, up = project("gate_proj", inputs), project("up_proj", inputs)
-        gated = self._kernels.gated(gate, up) if self._kernels else swiglu(gate, up)
-        out = project("down_proj", gated, middle)
+        out = project("down_proj", self._gated(gate, up), middle)
         return out, Kept(state, attended, mixed, middle, gate, up, low)
 
     def backward(
@@ -161,9 +160,7 @@ class Layer:
                     result = result + (reduced @ adapters[name].a.T) * keep
             return result
 
-        inner = gradient
-        if "down_proj" in adapters:
-            inner = self._kernels.gated(gate, up) if self._kernels else swiglu(gate, up)
+        inner = self._gated(gate, up) if "down_proj" in adapters else gradient
         d_inner = back("down_proj", gradient, inner)
         d_gate, d_up = _swiglu_back(d_inner, gate, up)
         adapted = "gate_proj" in adapters or "up_proj" in adapters
@@ -187,6 +184,9 @@ class Layer:
             elif name in adapters:
                 factors_back(name, flat, inputs)
         return None if total is None else middle + normed_back(self._norms[0], before, total), gradients
+
+    def _gated(self, gate: mx.array, up: mx.array) -> mx.array:
+        return self._kernels.gated(gate, up) if self._kernels else swiglu(gate, up)
 
 
 def normed(norm: nn.Module, state: mx.array) -> mx.array:

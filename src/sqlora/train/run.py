@@ -122,7 +122,6 @@ def train_adapter(
             size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
             begin_compiling(config.get("torch_dtype", ""), size)
             asked = watch if group.size == 1 else group.asked
-
             prepare = partial(
                 prepare_inputs, model, config, frozen, buckets, train, valid, weights, params, group, asked
             )
