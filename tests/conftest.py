@@ -32,6 +32,12 @@ def model_folder(source_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder of a test whose runs leave `.sqlora` there."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(autouse=True)
 def _fixed_random_state() -> None:
     mx.random.seed(0)

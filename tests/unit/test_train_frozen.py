@@ -1,0 +1,320 @@
+"""States of the frozen layers: computed once, stored, compared with their checksums, and computed again."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlora.mlx import mx
+
+import cuda_on_cpu
+import numpy as np
+import pytest
+from filelock import FileLock
+from train_runs import LORA, arrays, equal, examples, fresh_start, run, without_compiler
+
+from sqlora.errors import SqloraError
+from sqlora.model import load_base
+from sqlora.train import inputs as inputs_module
+from sqlora.train import upper as upper_module
+from sqlora.train.interruption import Interrupted
+from sqlora.train.states import ROOT as STATES
+from sqlora.train.states import StateStore, bytes_of, key_of
+from sqlora.train.upper import Upper, fill_store
+
+pytestmark = pytest.mark.usefixtures("own_folder")
+
+
+def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_path: Path) -> None:
+    rows = [row.tokens[:-1] for row in examples(12)]
+    buckets = (10, 14, 20)
+    width = load_base(model_folder)[1]["hidden_size"]
+    together = StateStore(tmp_path / "one", width, "float32")
+    fill_store(together, model_folder, 2, rows, buckets)
+    apart = StateStore(tmp_path / "two", width, "float32")
+    for row in reversed(rows):
+        fill_store(apart, model_folder, 2, [row], buckets)
+    for row in rows:
+        assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
+
+
+def test_frozen_layers_by_kernels_of_their_own_give_what_mlx_gives(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row.tokens for row in examples()]
+    ran, found = cuda_on_cpu.use(monkeypatch, tmp_path), []
+    without_compiler(monkeypatch)
+    width = load_base(model_folder)[1]["hidden_size"]
+    for own in (False, True):
+        monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
+        monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
+        store = StateStore(tmp_path / f"states-{own}", width, "float32")
+        fill_store(store, model_folder, 2, rows, (10, 14, 20))
+        found.append(store.read([key_of(row) for row in rows], 20))
+        assert set(ran) == ({"rows", "gated"} if own else set())
+    assert np.abs(found[0]).max() > 1e-2
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("most", "wave", "expected"),
+    [(0, 10**6, [12]), (30_000, 10**6, [4, 8]), (10**9, 10**6, [0, 12]), (10**9, 60, [4, 3, 3, 0, 2])],
+)
+def test_on_cuda_the_last_states_are_written_later(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, wave: int, expected: list[int]
+) -> None:
+    rows = [row.tokens[:-1] for row in examples(12)]
+    width = load_base(model_folder)[1]["hidden_size"]
+    monkeypatch.setattr("sqlora.train.upper.BATCH_TOKENS", 40)
+    monkeypatch.setattr("sqlora.train.upper.WAVE_TOKENS", wave)
+    at_once = StateStore(tmp_path / "one", width, "float32")
+    fill_store(at_once, model_folder, 2, rows, (10, 14, 20))
+    monkeypatch.setattr("sqlora.train.upper.has_cuda", lambda: True)
+    monkeypatch.setattr("sqlora.train.upper._WRITTEN_LATER", most)
+    sizes: list[tuple[int, bool]] = []
+    add = StateStore.add
+
+    def counted(self: StateStore, states: Any, *, later: bool = False) -> None:
+        def each() -> Iterator[Any]:
+            for one in states:
+                sizes[place] = sizes[place][0] + 1, later
+                yield one
+
+        place = len(sizes)
+        sizes.append((0, later))
+        add(self, each(), later=later)
+
+    numpy, threads = upper_module._numpy, set()
+    monkeypatch.setattr(upper_module, "_numpy", lambda one: (threads.add(threading.current_thread()), numpy(one))[1])
+    monkeypatch.setattr(StateStore, "add", counted)
+    store = StateStore(tmp_path / "two", width, "float32")
+    fill_store(store, model_folder, 2, rows, (10, 14, 20))
+    store.wait()
+    assert threads == {threading.current_thread()}, "no other computes with MLX"
+    assert [later for _, later in sizes] == [False] * (len(expected) - (most > 0)) + [True] * (most > 0)
+    assert [count for count, _ in sizes] == expected
+    at_once.settle()
+    store.settle()
+    assert (tmp_path / "one/states-0.bin").read_bytes() == (tmp_path / "two/states-0.bin").read_bytes()
+    assert (tmp_path / "one/index-0.jsonl").read_text() == (tmp_path / "two/index-0.jsonl").read_text()
+
+
+def test_states_that_cannot_be_written_end_the_run_before_its_first_step(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = StateStore._append
+
+    def full(self: StateStore, *given: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, *given)
+
+    monkeypatch.setattr(StateStore, "_append", full)
+    monkeypatch.setattr("sqlora.train.upper.has_cuda", lambda: True)
+    steppers: list[Any] = []
+    monkeypatch.setattr("sqlora.train.run.Stepper", lambda *_, **__: steppers.append(1))
+    with pytest.raises(OSError, match="No space left"):
+        run(model_folder)
+    assert not steppers
+
+
+def test_with_and_without_stored_states_a_run_learns_the_same(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    plain_read = StateStore.read
+    monkeypatch.setattr(
+        StateStore, "read", lambda store, keys, length: (read.append(len(keys)), plain_read(store, keys, length))[1]
+    )
+    stored = run(model_folder, iterations=8)
+    assert (stored.computed, stored.reused) == (6, 0)
+    assert sum(read) >= 8 * 2, "each step's inputs come from the store"
+    read.clear()
+    plain = run(model_folder, iterations=8, states_gb=0.0)
+    assert (plain.computed, plain.reused, read) == (0, 0, [])
+    assert [one.iteration for one in stored.reports] == [0, 8]
+    for one, other in zip(stored.reports, plain.reports, strict=True):
+        assert (one.train_loss, one.valid_loss) == pytest.approx((other.train_loss, other.valid_loss), abs=2e-4)
+    for name, value in arrays(stored).items():
+        assert np.allclose(value, arrays(plain)[name], atol=1e-4)
+
+
+def test_another_learning_rate_reuses_the_states(model_folder: Path) -> None:
+    first = run(model_folder, iterations=2)
+    second = run(model_folder, iterations=8, learning_rate=1e-3)
+    assert first.computed + second.computed == 6
+    assert second.reused == first.computed
+    third = run(model_folder, iterations=8, lora=dataclasses.replace(LORA, rank=2))
+    assert (third.computed, third.reused) == (0, 6)
+    other = run(model_folder, iterations=8, lora=dataclasses.replace(LORA, layers=1))
+    assert (other.computed, other.reused) == (6, 0)
+
+
+def test_damaged_states_are_computed_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[weakref.ref[Upper]] = []
+    alive: list[bool] = []
+
+    def make(self: Upper, *given: Any) -> None:
+        plain(self, *given)
+        made.append(weakref.ref(self))
+
+    def fill(*given: Any) -> int:
+        alive.extend(one() is not None for one in made[-1:])
+        return fill_store(*given)
+
+    plain = Upper.__init__
+    monkeypatch.setattr(Upper, "__init__", make)
+    monkeypatch.setattr(inputs_module, "fill_store", fill)
+    settings: dict[str, Any] = {"iterations": 8, "learning_rate": 1e-3}
+    whole = arrays(run(model_folder, **settings))
+    (file,) = (tmp_path / ".sqlora/states").glob("*/states-0.bin")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    capsys.readouterr()
+    again = run(model_folder, **settings)
+    assert (again.computed, again.reused) == (1, 5)
+    printed = capsys.readouterr()
+    assert printed.err.count("found 1 examples' states with other bytes") == 1
+    assert [line for line in printed.out.splitlines() if "computed" in line] == [
+        "frozen layers: 1 examples computed, 5 reused, 0.00 GB"
+    ]
+    assert len(made) == 3
+    assert alive == [False], "the trained layers have left before frozen ones are computed"
+    assert {path.name for path in file.parent.iterdir()} == {"states-0.bin", "index-0.jsonl", "lock-0"}
+    assert equal(arrays(again), whole)
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    third = run(model_folder, **settings)
+    assert (third.computed, third.reused) == (0, 6)
+    assert "warning" not in capsys.readouterr().err
+    assert equal(arrays(third), whole)
+
+
+def test_a_run_that_ends_early_does_not_wait_for_the_check(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    looked: list[str] = []
+    begun, ended = threading.Event(), threading.Event()
+    damaged = StateStore.damaged
+
+    def slow(self: StateStore, key: str) -> list[Any]:
+        looked.append(key)
+        begun.set()
+        time.sleep(0.5)
+        return []
+
+    def checking(self: StateStore, *given: Any) -> Any:
+        try:
+            return damaged(self, *given)
+        finally:
+            ended.set()
+
+    def interrupted(*_: Any) -> None:
+        assert begun.wait(10)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sqlora.train.states._CHECKERS", 1)
+    monkeypatch.setattr(StateStore, "_unsound", slow)
+    monkeypatch.setattr(StateStore, "damaged", checking)
+    monkeypatch.setattr(Upper, "load", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(model_folder, iterations=2, learning_rate=1e-3)
+    assert ended.wait(10)
+    assert len(looked) == 1
+
+
+def test_states_are_checked_while_weights_are_read(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(model_folder, iterations=2)
+    load, damaged, read = Upper.load, StateStore.damaged, StateStore.read
+    loaded, checked = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def loading(self: Upper, *given: Any) -> None:
+        load(self, *given)
+        loaded.set()
+
+    def checking(self: StateStore, *given: Any) -> Any:
+        seen.append(loaded.wait(10))
+        time.sleep(0.2)
+        checked.set()
+        return damaged(self, *given)
+
+    def reading(self: StateStore, *given: Any) -> Any:
+        assert checked.is_set(), "no state is used before"
+        return read(self, *given)
+
+    monkeypatch.setattr(Upper, "load", loading)
+    monkeypatch.setattr(StateStore, "damaged", checking)
+    monkeypatch.setattr(StateStore, "read", reading)
+    second = run(model_folder, iterations=2, learning_rate=1e-3)
+    assert (first.reused, second.computed, seen) == (0, 0, [True])
+
+
+def test_states_that_are_there_need_no_room(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    full = shutil.disk_usage("/")._replace(free=0)
+    monkeypatch.setattr("sqlora.train.inputs.shutil.disk_usage", lambda _: full)
+    again = run(model_folder, iterations=2, learning_rate=1e-3)
+    assert again.computed == 0
+    with pytest.raises(SqloraError, match=r"0\.0 GB on the disk"):
+        run(model_folder, lora=dataclasses.replace(LORA, layers=1), iterations=2)
+
+
+def test_runs_that_share_a_store_add_to_parts_of_their_own(model_folder: Path, tmp_path: Path) -> None:
+    alone = arrays(run(model_folder, iterations=2))
+    store = next((tmp_path / ".sqlora/states").iterdir())
+    fresh_start(tmp_path)
+    store.mkdir(parents=True)
+    with FileLock(store / "lock-0"):  # another run with the same base, somewhere in its frozen pass
+        (store / "states-0.bin").write_bytes(b"half a row")
+        assert equal(arrays(run(model_folder, iterations=2)), alone)
+    assert (store / "states-0.bin").read_bytes() == b"half a row"
+    assert (store / "states-1.bin").stat().st_size
+
+
+def test_the_frozen_pass_can_be_interrupted(model_folder: Path, tmp_path: Path) -> None:
+    config = load_base(model_folder)[1]
+    store = StateStore(tmp_path / "states", config["hidden_size"], "float32")
+    inputs = [row.tokens[:-1] for row in examples()]
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        fill_store(store, model_folder, 2, inputs, (16,), lambda: next(asked))
+    assert fill_store(store, model_folder, 2, inputs, (16,)) == len(inputs)
+
+
+def test_no_room_for_the_states(model_folder: Path) -> None:
+    other = STATES / "another"
+    other.mkdir(parents=True)
+    (other / "states-0.bin").write_bytes(bytes(1000))
+    with pytest.raises(SqloraError, match=r"room for 1e-09 GB by train\.states_gb.*e-\d+ GB for.*train\.states_gb 0"):
+        run(model_folder, states_gb=1e-9)
+    assert other.is_dir(), "nothing is dropped for a run that is refused"
+
+
+@pytest.mark.parametrize(("size", "dropped"), [(3_000, False), (8_000, True)])
+def test_other_settings_states_go_where_the_disk_is_full(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int, dropped: bool
+) -> None:
+    mine, other = STATES / "mine", STATES / "other"
+    mine.mkdir(parents=True)
+    other.mkdir()
+    (other / "states-0.bin").write_bytes(bytes(5_000))
+
+    def usage(_: object) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(10_000, 0, 9_000 - bytes_of(STATES))
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    inputs_module._make_room(mine, size, size, 1.0)
+    assert other.exists() != dropped
+    assert ("dropped the states of 1 earlier settings" in capsys.readouterr().out) == dropped
