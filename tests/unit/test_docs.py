@@ -6,7 +6,9 @@ import dataclasses
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from contract import ROOT
@@ -65,3 +67,50 @@ def test_every_stage_is_described() -> None:
     assert len(stages) == 9
     for stage in stages:
         assert f"`{stage}`" in README, stage
+
+
+MEMORY = (ROOT / "docs" / "guides" / "memory.md").read_text(encoding="utf-8")
+
+
+def plan(*words: str) -> str:
+    """What `python -m sqlora plan` prints with these options; status 1 says only that the settings do not fit."""
+    command = [sys.executable, "-m", "sqlora", "plan", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not done.stderr
+    return done.stdout
+
+
+def test_the_memory_guide_shows_what_the_plan_prints() -> None:
+    match = re.search(r"^    python -m sqlora plan (--params .*)\n\n```\n(.*?)^```$", MEMORY, re.DOTALL | re.MULTILINE)
+    assert match
+    words, table = match.groups()
+    assert table in plan(*words.split())
+
+
+def test_the_memory_guide_names_what_the_plan_predicts() -> None:
+    """The same profile's figures in the guide's sentences."""
+
+    def options(device: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+        words = f"--params profiles/mistral-7b-1k.yaml --device {device} --memory 80 --json"
+        keys = ("batch_size", "layers", "quantize", "gradient_checkpointing")
+        return {tuple(map(option.get, keys)): option for option in json.loads(plan(*words.split()))["options"]}
+
+    metal, cuda = options("metal"), options("cuda")
+    peaks = {kind: option["peak_memory_gb"] for kind, option in metal.items()}
+    recipe, small, quantized, little = (
+        peaks[kind] for kind in ((4, 16, None, False), (1, 16, None, False), (4, 16, 4, False), (1, 4, None, False))
+    )
+    phase = metal[4, 16, None, False]["phases_gb"]["training"]
+    least, least_cuda = (min(option["peak_memory_gb"] for option in found.values()) for found in (metal, cuda))
+    text = " ".join(MEMORY.split())
+    for claim in (
+        f"({phase['weights']:.1f} of the {recipe:.1f} GB)",
+        f"keeps for the way back ({phase['kept for the way back']:.1f} GB:",
+        f"the cells with {least:.2f} in the table above, and {least_cuda:.2f} on CUDA",
+        f"found settings that need {recipe:.2f} GB of memory",
+        f"Set train.batch_size 1, train.gradient_accumulation 4 ({small:.2f} GB)",
+        f"{recipe:.1f} GB with the same settings",
+        f"{small:.1f} GB with batch 1, {quantized:.1f} GB with 4-bit weights",
+        f"batch 1 and 4 layers, takes {little:.1f} GB",
+    ):
+        assert claim in text, claim
