@@ -22,7 +22,7 @@ from sqlora.train.data import encode, read_config
 from sqlora.train.division import most_rows
 from sqlora.train.lora import adapter_config
 from sqlora.train.run import train_adapter
-from sqlora.train.summary import summarise
+from sqlora.train.summary import announce, summarise
 
 
 def main(
@@ -51,6 +51,7 @@ def main(
             (folder / "adapter_config.json").write_text(json.dumps(adapter_config(lora), indent=2) + "\n")
             summary = summarise(trained, expected.peak, trainable, count_parameters(config))
             metrics_file.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        announce(trained, out)
 
 
 if __name__ == "__main__":

@@ -38,3 +38,14 @@ def test_an_empty_split_is_named(model_folder: Path, tmp_path: Path, split: str)
     _, errors = process.communicate()
     assert process.returncode == 1
     assert errors.startswith(f"error: {split}.jsonl: found no example")
+
+
+def test_the_stage_says_at_its_end_that_its_adapter_is_untrained(model_folder: Path, tmp_path: Path) -> None:
+    project = TrainProject(tmp_path / "project", model_folder)
+    project.write_params(learning_rate=1e-30)  # no step can lower the loss
+    process = project.start()
+    output, errors = process.communicate()
+    assert process.returncode == 0, output + errors
+    assert project.summary()["published_iteration"] == 0
+    assert output.splitlines()[-1].startswith("published: iteration 0 of 12, validation loss ")
+    assert "warning: adapter: the adapter is untrained" in errors.splitlines()[-1]

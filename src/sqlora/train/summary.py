@@ -1,6 +1,9 @@
-"""What results/training.json says of a run."""
+"""What results/training.json says of a run, and what the train stage says at its end."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 from sqlora.environment import environment
 from sqlora.train.run import Trained
@@ -40,3 +43,16 @@ def summarise(trained: Trained, predicted_peak: int, trainable: int, total: int)
         "total_parameters": total,
         "environment": environment(),
     }
+
+
+def announce(trained: Trained, out: Path) -> None:
+    """Print which iteration's adapter is published in the folder `out`; warn on stderr if that one is untrained."""
+    last = trained.reports[-1].iteration
+    losses = {report.iteration: report.valid_loss for report in trained.reports if report.valid_loss is not None}
+    print(f"published: iteration {trained.step:,} of {last:,}, validation loss {losses[trained.step]:.3f}", flush=True)
+    if trained.step == 0:
+        print(
+            f"warning: {out}: the adapter is untrained, because no validation had a lower loss than the one before "
+            "training. Lower train.learning_rate, or set train.keep: last to publish the last iteration's adapter.",
+            file=sys.stderr,
+        )
