@@ -157,7 +157,9 @@ def make_pair(first_name: str = "main", second_name: str = "a-branch") -> Pair:
             revisions.Run(name, examples, predictions, judge(examples, predictions, db))
             for name, predictions in ((first_name, before), (second_name, after))
         ]
-    optional = dict.fromkeys(("frozen_seconds", "validation_seconds", "workers"))
+    optional = dict.fromkeys(
+        ("frozen_seconds", "validation_seconds", "workers", "published_iteration", "best_valid_loss")
+    )
     training = Training(
         **TRAINING, **optional, train_seconds=90.0, predicted_peak_memory_gb=None, environment=(("mlx", "0.32.4"),)
     )

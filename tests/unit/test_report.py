@@ -130,7 +130,7 @@ def test_scores_and_facts(root: Path) -> None:
     for fact in (
         "LoRA, rank 16 on q_proj, v_proj of the top 8 layers",
         "500 of batch 4, learning rate 0.002",
-        "0.252 from 5.213 before training",
+        "Training loss 0.213 at the end Validation loss 0.252 at the end, from 5.213 before training",
         "1.704M 0.02% of 7,241.732M",
         "1,912 tokens a second",
         "0.83 GB measured while training",
@@ -139,6 +139,7 @@ def test_scores_and_facts(root: Path) -> None:
     ):
         assert fact in page.text
     assert "Predicted" not in page.text
+    assert "Published" not in page.text
     assert "Frozen layers" not in page.text
     assert "did not record its machine and versions" in page.text
     training = json.loads((root / "results/training.json").read_text())
@@ -157,6 +158,21 @@ def test_machine_versions_and_durations(root: Path) -> None:
     assert "Processes 2 that shared every step" in text
     assert "Predicted 0.83 GB before the run; as measured" in text
     assert "did not record" not in text
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        ({"published_iteration": 300, "best_valid_loss": 0.1712}, "iteration 300 of 500 validation loss 0.171"),
+        ({"published_iteration": 500, "best_valid_loss": 0.1712}, "iteration 500 of 500 validation loss 0.252"),
+        ({"published_iteration": 0, "best_valid_loss": 5.2134}, "iteration 0 of 500 untrained, validation loss 5.213"),
+        ({"published_iteration": 300}, "iteration 300 of 500 Time and memory"),
+    ],
+    ids=["best", "last", "untrained", "no-loss"],
+)
+def test_the_published_iteration_is_shown(root: Path, recorded: dict[str, float], shown: str) -> None:
+    (root / "results/training.json").write_text(json.dumps(TRAINING | recorded))
+    assert f"Published {shown}" in Page(render_page(load(root))).text
 
 
 def test_every_parameter_is_shown(root: Path) -> None:

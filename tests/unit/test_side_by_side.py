@@ -82,6 +82,16 @@ def test_what_training_cost(pair: Pair) -> None:
     assert rows["Peak memory"] == ("0.83 GB", "0.83 GB", "")
     assert rows["mlx"] == ("0.32.4", "0.33.0", "")
     assert "numpy" not in rows  # one of them did not record it
+    assert rows["Validation loss, at the end"] == ("0.2519", "0.2519", "")
+    assert rows["Published iteration"] == ("not recorded", "not recorded", "")
+
+
+def test_what_each_published(pair: Pair) -> None:
+    first = replace(pair.first.training, published_iteration=300, best_valid_loss=0.2)
+    second = replace(first, published_iteration=500)  # as train.keep: last does
+    rows = {name: (before, after, change) for name, before, after, change in costs(first, second)}
+    assert rows["Published iteration"] == ("300", "500", "+67%")
+    assert rows["Validation loss, published"] == ("0.2000", "0.2519", "+26%")
 
 
 def _training(pair: Pair) -> tuple[object, ...]:

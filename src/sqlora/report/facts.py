@@ -103,9 +103,20 @@ def _training(lora: LoraParams, train: TrainParams, training: Training) -> list[
         (
             "Validation loss",
             f"{training.final_valid_loss:.3f}",
-            f"from {training.first_valid_loss:.3f} before training",
+            f"at the end, from {training.first_valid_loss:.3f} before training",
         ),
+        *_published(training),
     ]
+
+
+def _published(training: Training) -> list[Fact]:
+    if training.published_iteration is None:
+        return []
+    remarks = ["untrained"] * (training.published_iteration == 0)
+    if training.published_valid_loss is not None:
+        remarks.append(f"validation loss {training.published_valid_loss:.3f}")
+    iteration = f"iteration {training.published_iteration:,.0f} of {training.iterations:,.0f}"
+    return [("Published", iteration, ", ".join(remarks))]
 
 
 def _off(measured: float, predicted: float) -> str:

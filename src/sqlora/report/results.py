@@ -24,7 +24,15 @@ MEASURES = {
 STRICT = {"execution_accuracy": "strict_execution_accuracy", "logical_form_accuracy": "strict_logical_form_accuracy"}
 
 # Runs of earlier versions have not recorded these.
-_OPTIONAL = ("predicted_peak_memory_gb", "frozen_seconds", "train_seconds", "validation_seconds", "workers")
+_OPTIONAL = (
+    "published_iteration",
+    "best_valid_loss",
+    "predicted_peak_memory_gb",
+    "frozen_seconds",
+    "train_seconds",
+    "validation_seconds",
+    "workers",
+)
 _MEMORY = "peak_memory_gb"
 _EXACT = 10_000  # up to so many examples a share of four decimals belongs to one count only
 
@@ -86,13 +94,16 @@ class Scores:
 class Training:
     """results/training.json; losses in nats per token. What a run of an earlier version has not recorded is None.
 
+    published_iteration: whose adapter is published; 0 is the untrained one.
     environment: (name, value) of the machine and the versions that trained; empty if not recorded.
     """
 
     iterations: float
+    published_iteration: float | None
     first_valid_loss: float
     final_train_loss: float
     final_valid_loss: float
+    best_valid_loss: float | None
     tokens_per_second: float
     peak_memory_gb: float
     trainable_parameters: float
@@ -103,6 +114,13 @@ class Training:
     validation_seconds: float | None
     workers: float | None
     environment: tuple[tuple[str, str], ...]
+
+    @property
+    def published_valid_loss(self) -> float | None:
+        """Of the published adapter, which is the best one or, by train.keep, the last."""
+        if self.published_iteration is None:
+            return None
+        return self.final_valid_loss if self.published_iteration == self.iterations else self.best_valid_loss
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,8 +98,10 @@ def costs(first: Training, second: Training) -> list[tuple[str, str, str, str]]:
     rows = [
         _row("Iterations", first.iterations, second.iterations, "{:,.0f}".format),
         _row("Trainable parameters", first.trainable_parameters, second.trainable_parameters, short),
-        _row("Training loss", first.final_train_loss, second.final_train_loss, "{:.4f}".format),
-        _row("Validation loss", first.final_valid_loss, second.final_valid_loss, "{:.4f}".format),
+        _row("Training loss, at the end", first.final_train_loss, second.final_train_loss, "{:.4f}".format),
+        _row("Validation loss, at the end", first.final_valid_loss, second.final_valid_loss, "{:.4f}".format),
+        _row("Published iteration", first.published_iteration, second.published_iteration, "{:,.0f}".format),
+        _row("Validation loss, published", first.published_valid_loss, second.published_valid_loss, "{:.4f}".format),
         _row("Tokens a second", first.tokens_per_second, second.tokens_per_second, "{:,.0f}".format),
         _row("Frozen layers", first.frozen_seconds, second.frozen_seconds, duration),
         _row("Training steps", first.train_seconds, second.train_seconds, duration),
