@@ -155,7 +155,7 @@ def test_machine_versions_and_durations(root: Path) -> None:
     text = Page(render_page(load(root))).text
     assert "Frozen layers 7.2 s Training steps 2 min 27 s Validation 2 h 05 min" in text
     assert "Machine and versions Device <b>CPU mlx 0.32.4" in text
-    assert "Processes 2 that shared every step" in text
+    assert "Processes 2 in the last run of the stage" in text
     assert "Predicted 0.83 GB before the run; as measured" in text
     assert "did not record" not in text
 

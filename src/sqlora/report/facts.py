@@ -98,7 +98,7 @@ def _training(lora: LoraParams, train: TrainParams, training: Training) -> list[
         ("Adapter", f"{ADAPTERS[lora.adapter]}, rank {lora.rank}", f"on {', '.join(lora.targets)} of the {layers}"),
         ("Trainable", short(training.trainable_parameters), f"{share:.2%} of {short(training.total_parameters)}"),
         ("Iterations", f"{training.iterations:,}", f"{batch}, learning rate {train.learning_rate:g}"),
-        *([("Processes", ranks, "that shared every step")] if ranks else []),
+        *([("Processes", ranks, "in the last run of the stage")] if ranks else []),
         ("Training loss", f"{training.final_train_loss:.3f}", "at the end"),
         (
             "Validation loss",

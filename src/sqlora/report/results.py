@@ -95,6 +95,7 @@ class Training:
     """results/training.json; losses in nats per token. What a run of an earlier version has not recorded is None.
 
     published_iteration: whose adapter is published; 0 is the untrained one.
+    workers: ranks of the last run of the stage; one that went on from checkpoints may have had others before.
     environment: (name, value) of the machine and the versions that trained; empty if not recorded.
     """
 
