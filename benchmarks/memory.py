@@ -27,7 +27,7 @@ from typing import Any
 
 from training import ROOT, make_model, write_tokens
 
-CPU = "4x8,2x4,1x2,4x8+check,8x8+all,4x4+wave"
+CPU = "4x8,2x4,1x2,4x8+check,8x8+all,4x4+wave,16x8,40x4"
 MISTRAL = (
     "4x16,2x8,1x4,8x16,4x32,4x16+check,8x16+check,4x16+quant,1x4+quant,4x32+quant+check,4x16+all,4x8+whole,16x16,32x16"
 )

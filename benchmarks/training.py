@@ -95,8 +95,10 @@ def main() -> None:
             rates: dict[str, dict[str, float]] = {}
             systems = arguments.systems.split(",") + ["ours again"] * arguments.again
             first, *more = map(int, arguments.workers.split(","))
-            for system in systems:
-                rates[system] = start(system, setting, tokens, Path(scratch), arguments, first)
+            # Each setting begins without the states of the one before; a second run of ours finds the first one's.
+            with tempfile.TemporaryDirectory(dir=scratch) as own:
+                for system in systems:
+                    rates[system] = start(system, setting, tokens.resolve(), Path(own), arguments, first)
             if "ours" not in rates:
                 continue
             for system, rate in rates.items():

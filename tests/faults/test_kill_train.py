@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 LORA = LoraParams(adapter="lora", layers=1, rank=4, scale=10.0, dropout=0.1, targets=("q_proj", "v_proj"))
 TRAIN = train_params(
     iterations=40,
-    learning_rate=1e-2,
+    learning_rate=2e-2,
     schedule="cosine",
     warmup=3,
     max_gradient_norm=1.0,
@@ -59,7 +59,8 @@ def train(model: Path, folder: Path, *, wave_seconds: float = 0.0, step_seconds:
     upper.WAVE_TOKENS = 200  # a dozen waves
     trained = train_adapter(model, examples(60), examples(6), LORA, TRAIN, report=lambda _: None)
     Path("reused").write_text(str(trained.reused))
-    mx.save_safetensors("partial.safetensors", dict(sorted(trained.adapter.items())))
+    Path("published").write_text(str(trained.step))
+    mx.save_safetensors("partial.safetensors", trained.adapter, metadata={"format": "mlx"})  # as the stage does
     os.replace("partial.safetensors", "adapter.safetensors")
 
 
@@ -81,6 +82,7 @@ def expected(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> by
     process.join()
     assert process.exitcode == 0
     assert (folder / "reused").read_text() == "0"
+    assert 0 < int((folder / "published").read_text()) < TRAIN.iterations, "so that the best comes from a checkpoint"
     return (folder / "adapter.safetensors").read_bytes()
 
 
@@ -94,19 +96,21 @@ def start(model: Path, folder: Path, **options: float) -> multiprocessing.proces
 
 
 def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path, expected: bytes) -> None:
-    rng, folder, moments = random.Random(5), tmp_path / "killed", set()
+    rng, folder, moments, saving, filling = random.Random(5), tmp_path / "killed", set(), 0, 0
     for kill in range(KILLS):
         process = start(model_folder, folder)
         # Some kills fall into the frozen pass, the others within the next few steps and their checkpoints.
         before, more = newest(folder), rng.randrange(3)
         while process.is_alive():
-            if (folder / ".sqlora/states").exists() if kill < 5 else newest(folder) > before + more:
+            if stored(folder) > kill * 1000 if kill < 5 else newest(folder) > before + more:
                 break
             time.sleep(0.001)
-        time.sleep(rng.random() * 0.03)
+        time.sleep(rng.random() * (0.01 if kill < 5 else 0.03))
         process.kill()
         process.join()
         moments.add(newest(folder))
+        saving += any(folder.glob(".sqlora/train/*/.partial-*"))
+        filling += kill < 5 and not newest(folder) and stored(folder) > 0
         if (folder / "adapter.safetensors").exists():  # it was through
             assert (folder / "adapter.safetensors").read_bytes() == expected
             shutil.rmtree(folder)
@@ -115,6 +119,8 @@ def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path, exp
     assert process.exitcode == 0
     assert (folder / "adapter.safetensors").read_bytes() == expected
     assert len(moments) > 8, moments
+    assert saving, "no kill fell into the saving of a checkpoint"
+    assert filling, "no kill fell into the frozen pass, with states on the disk"
 
 
 def test_killed_between_the_waves_of_the_frozen_pass(model_folder: Path, tmp_path: Path, expected: bytes) -> None:
@@ -130,6 +136,11 @@ def test_killed_between_the_waves_of_the_frozen_pass(model_folder: Path, tmp_pat
     assert process.exitcode == 0
     assert int((tmp_path / "reused").read_text()) == there
     assert (tmp_path / "adapter.safetensors").read_bytes() == expected
+
+
+def stored(folder: Path) -> int:
+    """Bytes of states, whether an index knows them or not."""
+    return sum(path.stat().st_size for path in folder.glob(".sqlora/states/*/states-*"))
 
 
 def settled(folder: Path) -> int:

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sqlora.mlx import mx
 
@@ -73,6 +73,7 @@ def test_a_run_that_was_asked_to_end_goes_on_to_the_same_bits(
             run(model_folder, lora=lora, **settings)
     resumed = run(model_folder, lora=lora, **settings)
     assert equal(arrays(whole), arrays(resumed))
+    assert list(whole.adapter) == list(resumed.adapter), "the file's bytes depend on the order, too"
     assert whole.step == resumed.step
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
 
@@ -122,6 +123,22 @@ def test_a_run_that_was_asked_to_end_in_a_validation_goes_on_to_the_same_bits(
     assert equal(arrays(whole), arrays(resumed))
     assert whole.step == resumed.step
     assert list(map(measured, whole.reports)) == list(map(measured, resumed.reports))
+
+
+def test_a_run_without_a_report_before_it_was_interrupted_in_its_last_validation_tells_its_speed(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"iterations": 5, "report_every": 10, "validate_every": 10, "count": 6}
+    computed: list[Stepper] = []
+    losses = Stepper.losses
+    monkeypatch.setattr(Stepper, "losses", lambda *both: (computed.append(both[0]), losses(*both))[1])
+    with monkeypatch.context() as patch:
+        patch.setattr("sqlora.train.interruption.Watch.__call__", lambda _: len(computed) == 3)  # of two and two
+        with pytest.raises(KeyboardInterrupt):
+            run(model_folder, **settings)
+    resumed = run(model_folder, **settings)
+    assert [report.iteration for report in resumed.reports] == [0, 5]
+    assert cast(float, summarise(resumed, 1, 1, 1)["tokens_per_second"]) > 0
 
 
 @pytest.mark.parametrize("at", ["_write", "_seal"])
@@ -252,13 +269,42 @@ def test_what_a_killed_run_left_of_a_checkpoint_is_in_nobodys_way(tmp_path: Path
     partial = tmp_path / ".partial-step-00000001"
     partial.mkdir()
     (partial / "adapter.safetensors").mkdir()
-    for value in (1.0, 2.0):
-        with checkpoint.Saver(tmp_path) as saver:
-            saver.save(checkpoint.Checkpoint(1, {"a": mx.array([value])}, {}, {}, {"value": value}))
-        found, _ = checkpoint.load_latest(tmp_path)
-        assert found is not None
-        assert (found.adapter["a"].tolist(), found.record) == ([value], {"value": value})
+    save(tmp_path, 1.0)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
+    assert loaded(tmp_path) == 1.0
+
+
+def save(folder: Path, value: float) -> None:
+    with checkpoint.Saver(folder) as saver:
+        saver.save(checkpoint.Checkpoint(1, {"a": mx.array([value])}, {}, {}, {"value": value}))
+
+
+def loaded(folder: Path) -> float:
+    found, _ = checkpoint.load_latest(folder)
+    assert found is not None
+    assert found.adapter["a"].tolist() == [found.record["value"]]
+    return float(found.record["value"])
+
+
+def test_a_whole_checkpoint_is_never_taken_away_to_put_the_same_step_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "replace", None)
+        save(tmp_path, 2.0)
+    assert loaded(tmp_path) == 1.0
+    (tmp_path / "step-00000001/adapter.safetensors").write_bytes(b"")
+    save(tmp_path, 2.0)
+    assert loaded(tmp_path) == 2.0
+
+
+@pytest.mark.parametrize("manifest", ["{}", "[]", '{"record.json": "0"}'])
+def test_a_manifest_that_does_not_name_all_files_is_damage(tmp_path: Path, manifest: str) -> None:
+    save(tmp_path, 1.0)
+    (tmp_path / "step-00000001/manifest.json").write_text(manifest)
+    with pytest.raises(SqloraError, match=r"1 checkpoint damaged .*delete"):
+        checkpoint.load_latest(tmp_path)
 
 
 def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -271,9 +317,13 @@ def test_damaged_checkpoints(model_folder: Path, tmp_path: Path, capsys: pytest.
     damaged = bytearray((kept[1] / "optimizer.safetensors").read_bytes())
     damaged[-3] ^= 1
     (kept[1] / "optimizer.safetensors").write_bytes(damaged)
+    capsys.readouterr()
     assert equal(arrays(run(model_folder, **settings)), whole)
-    warnings = capsys.readouterr().err
+    output, warnings = capsys.readouterr()
+    assert "going on from step-00000006" in output
+    assert "going on from step-00000010" not in output
     assert "step-00000010: found no readable manifest" in warnings
+    assert warnings.count("going back to the checkpoint before it") == 2
     assert "step-00000008: found optimizer.safetensors with another content" in warnings
     for path in checkpoint.steps(folder):
         (path / "adapter.safetensors").write_bytes(b"")
@@ -286,10 +336,15 @@ def test_other_inputs_start_fresh(model_folder: Path, capsys: pytest.CaptureFixt
     assert "going on" not in capsys.readouterr().out
     run(model_folder, iterations=4)
     assert "going on from step-00000004" in capsys.readouterr().out
+    # Neither changes what is learnt.
+    run(model_folder, iterations=4, checkpoint_every=3, states_gb=2.0)
+    assert "going on from step-00000004" in capsys.readouterr().out
+    run(model_folder, iterations=4, states_gb=0.0)
+    assert "going on" not in capsys.readouterr().out, "it does not even have the same part of the model in memory"
     run(model_folder, iterations=4, learning_rate=1e-3)
     output = capsys.readouterr().out
     assert "going on" not in output
-    assert "starting fresh: the checkpoints in .sqlora/train are of 1 other run" in output
+    assert "starting fresh: the checkpoints in .sqlora/train are of 2 other runs" in output
 
 
 def test_the_last_three_runs_keep_their_checkpoints_and_so_does_one_that_goes_on(

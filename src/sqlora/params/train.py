@@ -28,7 +28,7 @@ class TrainParams:
     """
 
     batch_size: Annotated[int, Range(least=1)]
-    gradient_accumulation: Annotated[int, Range(least=1)]
+    gradient_accumulation: Annotated[int, Range(least=1, most=10_000)]
     iterations: Annotated[int, Range(least=1)]
     optimizer: Annotated[str, OneOf(("adam", "adamw"))]
     learning_rate: Annotated[float, Range(above=0, most=1)]

@@ -49,7 +49,8 @@ def disk(shape: Shape, lora: LoraParams, params: TrainParams, work: Work) -> dic
     return {
         "model": shape.model_bytes,
         "states": work.state_tokens * shape.hidden * shape.itemsize if frozen else 0,
-        "checkpoints": KEPT * 4 * adapter,  # adapter, Adam's two moments, the best so far
+        # Adapter, Adam's two moments, the best so far; another one is written before the oldest goes.
+        "checkpoints": (KEPT + 1) * 4 * adapter,
         "adapter": adapter,
     }
 

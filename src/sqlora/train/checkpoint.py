@@ -25,6 +25,7 @@ ROOT = Path(".sqlora/train")
 KEPT = 3
 _MANIFEST = "manifest.json"
 _PARTS = ("adapter", "optimizer", "best")
+_FILES = {"record.json", *(f"{name}.safetensors" for name in _PARTS)}
 Parts = dict[str, dict[str, mx.array]]
 """Of a checkpoint: part -> flat name -> array."""
 Entry = tuple[str, str, mx.array]
@@ -103,14 +104,18 @@ class Saver:
             print(f"warning: {self._folder}: the last checkpoint is not there ({failure!r})", file=sys.stderr)
 
     def _publish(self, step: int, parts: Parts, record: str) -> None:
-        target = self._folder / f"step-{step:08d}"
+        target = self._folder / _name(step)
         partial = self._folder / f".partial-{target.name}"
         shutil.rmtree(partial, ignore_errors=True)
+        if target.is_dir() and _problem(target) is None:
+            # Of the same inputs and step: what it holds of a validation, the next process computes again. To put
+            # another in its place would leave a moment in which there is neither.
+            return
         try:
             _write(partial, parts, record)
             parts.clear()  # their memory is needed no more
             _seal(partial)
-            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)  # it is damaged, if it is there
             os.replace(partial, target)
             _sync(self._folder)
         except (OSError, RuntimeError) as error:  # the second is MLX's
@@ -132,21 +137,21 @@ class Saver:
 
 
 def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, and a sentence for each newer one that is damaged.
+    """The newest whole checkpoint, and what is wrong with each newer one.
 
     Raises:
         SqloraError: if there are checkpoints and all of them are damaged.
     """
-    warnings: list[str] = []
+    damaged: list[str] = []
     for path in reversed(steps(folder)):
         problem = _problem(path)
         if problem is None:
-            return _read(path), warnings
-        warnings.append(f"{path}: found {problem}; going back to the checkpoint before it")
-    if warnings:
+            return _read(path), damaged
+        damaged.append(f"{path}: found {problem}")
+    if damaged:
         raise SqloraError(
             folder,
-            found=f"{len(warnings)} checkpoints, all of them damaged ({warnings[0]})",
+            found=f"{len(damaged)} checkpoint{'s, all of them' * (len(damaged) > 1)} damaged ({damaged[0]})",
             expected="at least one whole checkpoint",
             next_step=f"Check the disk. To start over, delete {folder} and run dvc repro.",
         )
@@ -154,10 +159,12 @@ def load_latest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def load_together(folder: Path, group: Group) -> Checkpoint | None:
-    """The newest whole checkpoint that the first rank has, on every rank; warns of damaged ones."""
-    mine, warnings = load_latest(folder) if group.rank == 0 else (None, [])
-    for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+    """The newest whole checkpoint that the first rank has, on every rank; says which, and warns of damaged ones."""
+    mine, damaged = load_latest(folder) if group.rank == 0 else (None, [])
+    for problem in damaged:
+        print(f"warning: {problem}; going back to the checkpoint before it", file=sys.stderr)
+    if mine:
+        print(f"going on from {_name(mine.step)} in {folder}")
     record: dict[str, Any] | None = group.first({"step": mine.step} | mine.record if mine else None)
     if record is None:
         return None
@@ -168,6 +175,10 @@ def load_together(folder: Path, group: Group) -> Checkpoint | None:
 def steps(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest last."""
     return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _on_host(parts: Parts) -> Parts:
@@ -218,6 +229,9 @@ def _problem(path: Path) -> str | None:
     try:
         hashes = json.loads((path / _MANIFEST).read_text())
         assert isinstance(hashes, dict)
+        lacking = _FILES - hashes.keys()
+        if lacking:
+            return f"a manifest without {', '.join(sorted(lacking))}"
         for name, expected in hashes.items():
             if _hash(path / name) != expected:
                 return f"{name} with another content than its manifest says"

@@ -261,6 +261,7 @@ class Engine:
         record = {
             "reports": [asdict(report) for report in self.reports],
             "since": self._meter.losses,
+            "took": self._meter.taken,
             "best_loss": self._best_loss,
             "best_step": self.best_step,
             "worse": self._worse,
@@ -279,7 +280,7 @@ class Engine:
         self._stepper.restore(checkpoint.adapter, tree_unflatten(list(checkpoint.optimizer.items())))
         self._best = checkpoint.best
         self._best_loss, self.best_step, self._worse = record["best_loss"], record["best_step"], record["worse"]
-        self._meter.restore(record["since"], record["norm"])
+        self._meter.restore(record["since"], record["norm"], *record["took"])
         self.train_seconds, self.validation_seconds = record["seconds"]
         self.step = checkpoint.step
         self.reports = [Report(**report) for report in record["reports"]]

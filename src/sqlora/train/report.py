@@ -61,10 +61,16 @@ class Meter:
         """Of each step since the last report the loss and its counted tokens."""
         return list(self._losses)
 
-    def restore(self, losses: Sequence[Sequence[float]], norm: float | None) -> None:
-        """Go on with what a checkpoint holds; what the steps took is not in it."""
+    @property
+    def taken(self) -> tuple[int, float]:
+        """Tokens that the steps since the last report went through, and the seconds that it took."""
+        return self._tokens, self._seconds
+
+    def restore(self, losses: Sequence[Sequence[float]], norm: float | None, tokens: int, seconds: float) -> None:
+        """Go on with what a checkpoint holds."""
         self._losses = [(loss, int(counted)) for loss, counted in losses]
         self.norm = norm
+        self._tokens, self._seconds = tokens, seconds
 
     def report(
         self, step: int, learning_rate: float | None, completion: float | None = None, every: float | None = None

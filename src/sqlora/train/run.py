@@ -39,16 +39,17 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 10  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
-# Of the section `train`: where, with how many processes, and whether memory is checked; none changes a result.
-_LAUNCH = ("workers", "hostfile", "backend", "force")
+_ENGINE = 11  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+# Of the section `train`: where, with how many processes, whether memory is checked, how often checkpoints are saved and
+# what stored states may take; none changes a result, but for whether states are stored at all, which is `frozen`.
+_NO_INPUTS = ("workers", "hostfile", "backend", "force", "checkpoint_every", "states_gb")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """adapter: name as in mlx-lm's file -> array; step: which one is published; states: how many examples' states were
-    computed and how many were there; seconds: of the frozen pass, the steps, validation; peaks: each rank's memory
-    in GB.
+    """adapter: name as in mlx-lm's file -> array, in one order; step: which one is published; computed, reused: of how
+    many examples states were computed and were there; seconds: of the frozen pass, the steps, validation; peaks: each
+    rank's memory in GB.
     """
 
     adapter: dict[str, mx.array]
@@ -104,8 +105,9 @@ def train_adapter(
         "train": [key_of(example.tokens) for example in train],
         "prompts": [example.prompt_tokens for example in train],
         "valid": [key_of(example.tokens) for example in valid],
+        "frozen": frozen,
         "lora": asdict(lora),
-        "params": {name: value for name, value in asdict(params).items() if name not in _LAUNCH},
+        "params": {name: value for name, value in asdict(params).items() if name not in _NO_INPUTS},
         "device": str(mx.default_device()),
         "mlx": metadata.version("mlx"),
         "engine": _ENGINE,
@@ -169,7 +171,8 @@ def train_adapter(
     except Interrupted:
         raise KeyboardInterrupt from None
     return Trained(
-        {_published_name(name, frozen): value for name, value in adapter.items()},
+        # In one order: the best so far of a run that was resumed comes from a file, which has another.
+        {_published_name(name, frozen): adapter[name] for name in sorted(adapter)},
         engine.reports,
         engine.best_step if params.keep == "best" else engine.step,
         inputs.computed,
@@ -199,13 +202,11 @@ def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> Upper:
 
 
 def _announce(folder: Path) -> None:
-    """Say whether this run goes on or starts, and drop the checkpoints of all but the latest few runs."""
+    """Say where this run starts and others have been, and drop the checkpoints of all but the latest few runs."""
     mine = checkpoint.steps(folder)
     runs = [path for path in checkpoint.ROOT.iterdir() if path.is_dir() and path != folder]
     others = sum(bool(checkpoint.steps(path)) for path in runs)
-    if mine:
-        print(f"going on from {mine[-1].name} in {folder}")
-    elif others:
+    if others and not mine:
         print(f"starting fresh: the checkpoints in {checkpoint.ROOT} are of {others} other run{'s' * (others > 1)}")
     for path in sorted(runs, key=_modified)[: 1 - checkpoint.KEPT]:
         there = checkpoint.steps(path)
