@@ -10,6 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -318,3 +319,11 @@ def test_other_settings_states_go_where_the_disk_is_full(
     inputs_module._make_room(mine, size, size, 1.0)
     assert other.exists() != dropped
     assert ("dropped the states of 1 earlier settings" in capsys.readouterr().out) == dropped
+
+
+def test_another_mlx_computes_states_of_its_own(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.0" if name == "mlx" else version(name))
+    assert run(model_folder, iterations=2, learning_rate=1e-3).reused == 0
+    assert len(list(STATES.iterdir())) == 2

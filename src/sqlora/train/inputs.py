@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,7 @@ def prepare_inputs(
             "frozen": frozen,
             "buckets": list(lengths),
             "device": str(mx.default_device()),
+            "mlx": metadata.version("mlx"),  # another's kernels may give other bits
             "format": FORMAT,
         }
     )

@@ -1,8 +1,8 @@
 """Hidden states of the frozen layers, kept on disk: what the lowest trained layer reads of each example.
 
 A store is a folder of files of states, one a process, appended to, and an index beside each, with a checksum of each
-example's states. It belongs to one base model, one number of frozen layers and one number type; its folder's name is a
-fingerprint of these.
+example's states. It belongs to one base model, one number of frozen layers, one number type and one version of MLX; its
+folder's name is a fingerprint of these.
 """
 
 from __future__ import annotations
