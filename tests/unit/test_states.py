@@ -355,3 +355,43 @@ def test_a_store_in_use_is_not_deleted(tmp_path: Path) -> None:
 def test_keys_tell_texts_apart() -> None:
     assert key_of([1, 2]) == key_of((1, 2))
     assert len({key_of(tokens) for tokens in ([1, 2], [2, 1], [1, 2, 0], [12], [])}) == 5
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+def test_a_kill_while_an_index_is_mended_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5))])
+    store.settle()
+    index, old = folder / "index-0.jsonl", tmp_path / "old"
+    index.write_text(index.read_text() + '["c", 8')
+    before = index.read_text()
+    os.link(index, old)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            StateStore(folder, 4, "float32")
+    assert index.read_text() == before
+    again = StateStore(folder, 4, "float32")
+    assert old.read_text() == before, "nobody writes into an index that is there"
+    assert index.read_text() == "".join(before.splitlines(keepends=True)[:2])
+    assert np.array_equal(again.read("b", 5)[0], states(2, 5))
+
+
+def test_a_whole_index_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(tmp_path / "s", 4, "float32")
+    store.add([("a", states(1, 3))])
+    store.settle()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "a" in StateStore(tmp_path / "s", 4, "float32")

@@ -44,6 +44,10 @@ class Place:
         """The row behind the last."""
         return self.start + self.count
 
+    def line(self) -> str:
+        """Of an index."""
+        return json.dumps([self.key, self.start, self.count, self.crc]) + "\n"
+
 
 def key_of(tokens: Sequence[int]) -> str:
     """What an example is known by: the tokens that go into the model."""
@@ -161,7 +165,7 @@ class StateStore:
     def _settle(self, places: Sequence[Place]) -> None:
         with open(self._states(self._part), "ab") as file:
             os.fsync(file.fileno())
-        lines = [json.dumps([one.key, one.start, one.count, self._crc(one)]) + "\n" for one in places]
+        lines = [replace(one, crc=self._crc(one)).line() for one in places]
         with open(self._index(self._part), "a", encoding="ascii") as file:
             file.write("".join(lines))
             file.flush()
@@ -290,10 +294,21 @@ class StateStore:
         """Cut off this part's files what a killed run left unfinished, so that appending goes on at the right place."""
         places = list(self._entries(self._part))
         end = max((one.start + one.count for one in places), default=0)
-        text = "".join(json.dumps([one.key, one.start, one.count, one.crc]) + "\n" for one in places)
-        self._index(self._part).write_text(text, encoding="ascii")
+        index = self._index(self._part)
+        # A full disk has no room for another index, and states that are there need none.
+        if not index.exists() or index.read_bytes() != "".join(place.line() for place in places).encode("ascii"):
+            self._write_index(self._part, places)
         with open(self._states(self._part), "ab") as file:
             file.truncate(end * self._row)
+
+    def _write_index(self, part: int, places: Iterable[Place]) -> None:
+        """Beside, and then in the old one's place: a kill leaves either of them, whole."""
+        beside = self._index(part).with_suffix(".new")
+        with open(beside, "w", encoding="ascii") as file:
+            file.writelines(place.line() for place in places)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self._index(part))
 
 
 def bytes_of(root: Path) -> int:
