@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,10 +20,11 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
-from sqlora.distributed.group import Group
+from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
+from sqlora.train.inputs import _free_part
 from sqlora.train.shared_pass import fill_together
-from sqlora.train.states import Place, StateStore, key_of, make_room
+from sqlora.train.states import Place, StateStore, bytes_of, key_of, make_room
 
 
 def states(seed: int, count: int) -> np.ndarray:
@@ -395,3 +397,53 @@ def test_a_whole_index_is_not_written_again(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", full)
     assert "a" in StateStore(tmp_path / "s", 4, "float32")
+
+
+def test_files_that_vanish_meanwhile_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(tmp_path / "old", 4, "float32")
+    store.add([("a", states(1, 1000))])
+    store.settle()
+    (tmp_path / "old" / "states-1.bin").symlink_to("gone")  # listed, but whoever looks at it finds nothing
+    assert bytes_of(tmp_path) < 20_000
+    assert make_room(tmp_path, tmp_path / "mine", 20_000) == []
+    (tmp_path / "going").mkdir()
+    stat = Path.stat
+
+    def going(path: Path, **named: Any) -> os.stat_result:
+        found = stat(path, **named)
+        if path.name == "going":
+            path.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "stat", going)
+    assert make_room(tmp_path, tmp_path / "mine", 0) == ["old"]
+
+
+def test_a_run_that_begins_while_its_store_is_deleted_has_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "states" / "old"
+    folder.mkdir(parents=True)
+    (folder / "states-0.bin").write_bytes(bytes(1000))
+    deleting, go_on = threading.Event(), threading.Event()
+    rmtree = shutil.rmtree
+
+    def slow(path: Path) -> None:
+        deleting.set()
+        assert go_on.wait(10)
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    with ThreadPoolExecutor(2) as pool:
+        making = pool.submit(make_room, tmp_path / "states", tmp_path / "states" / "mine", 0)
+        assert deleting.wait(10)
+        beginning = pool.submit(_free_part, folder, ALONE)
+        time.sleep(0.2)
+        assert not beginning.done()
+        go_on.set()
+        assert making.result(10) == ["old"]
+        part, lock = beginning.result(10)
+    assert part == 0
+    assert [path.name for path in folder.iterdir()] == ["lock-0"]
+    assert make_room(tmp_path / "states", tmp_path / "states" / "mine", 0) == []
+    assert Path(lock.lock_file).exists()

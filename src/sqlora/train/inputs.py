@@ -29,7 +29,7 @@ from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, u
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
-from sqlora.train.states import FORMAT, ROOT, Place, StateStore, bytes_of, key_of, make_room
+from sqlora.train.states import FORMAT, ROOT, Place, StateStore, bytes_of, key_of, lock_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
@@ -104,7 +104,6 @@ def prepare_inputs(
         }
     )
     row = width * np.dtype(dtype).itemsize
-    (ROOT / name).mkdir(parents=True, exist_ok=True)
     part, lock = _free_part(ROOT / name, group)
     store = StateStore(ROOT / name, width, dtype, part=part)
     store.hold(lock)
@@ -164,13 +163,15 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
 
     Runs of the same base with other settings share a store, and may run at the same time.
     """
-    for part in count(group.rank, group.size):
-        lock = FileLock(folder / f"lock-{part}", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
-        return part, lock
+    with lock_of(folder.parent):  # nobody deletes the store between these
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in count(group.rank, group.size):
+            lock = FileLock(folder / f"lock-{part}", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            return part, lock
     raise AssertionError("there is always another number")
 
 
