@@ -399,6 +399,134 @@ def test_a_whole_index_is_not_written_again(tmp_path: Path, monkeypatch: pytest.
     assert "a" in StateStore(tmp_path / "s", 4, "float32")
 
 
+def test_what_is_not_kept_leaves_the_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    one, two = (StateStore(folder, 4, "float32", part) for part in (0, 1))
+    for store, keys in ((one, "abc"), (two, "def")):
+        store.add([(key, states(ord(key), 50)) for key in keys])
+        store.settle()
+    flip(folder / "states-0.bin", 60 * 16)  # in b
+    (folder / "states-7.bin").write_bytes(bytes(9000))  # a killed run's, without an index
+    one, two = (StateStore(folder, 4, "float32", part) for part in (0, 1))
+    one.refresh()
+    damaged = one.damaged("abcdef")
+    assert [place.key for place in damaged] == ["b"]
+    for store in (one, two):
+        store.drop(damaged)
+    size = bytes_of(folder)
+    with FileLock(folder / "lock-0"), FileLock(folder / "lock-1"):  # of this run's ranks
+        dropped = one.keep_only(["a", "b", "e", "a", "x"], (0, 1))
+        assert dropped == (3, size - bytes_of(folder))  # b is damaged, and counts as gone before
+    two.reopen()
+    assert sum(path.stat().st_size for path in folder.glob("states-*")) == 2 * 50 * 16
+    for store in (one, two, StateStore(folder, 4, "float32", 3)):
+        assert [key in store for key in "abcdef"] == [True, False, False, False, True, False]
+        assert store.damaged("ae") == []
+        assert np.array_equal(store.read("ea", 50), [states(ord("e"), 50), states(ord("a"), 50)])
+    for store, key in ((one, "b"), (two, "c")):
+        store.add([(f"{key}2", states(2, 50)), (key, states(ord(key), 50))])  # one of them where b lay
+        store.settle()
+        store.refresh()
+        assert np.array_equal(store.read([key], 50)[0], states(ord(key), 50))
+    last = StateStore(folder, 4, "float32")
+    assert last.damaged("abce") == []
+    assert np.array_equal(last.read("bcae", 50), [states(ord(key), 50) for key in "bcae"])
+    assert last.keep_only([], (0,)) is not None
+    assert not any(path.stat().st_size for path in folder.iterdir())
+
+
+def test_states_that_another_run_uses_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5))])
+    store.settle()
+    store = StateStore(folder, 4, "float32")
+    with FileLock(folder / "lock-1"):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert store.keep_only(["a"], (0,)) is None
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert "b" in store
+    dropped = store.keep_only(["a"], (0,))
+    assert dropped is not None
+    assert dropped[0] == 1
+
+
+@pytest.mark.parametrize("fails", ["read", "write", "index"])
+def test_nothing_is_dropped_where_no_copy_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5)), ("c", states(3, 4))])
+    store.settle()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    store = StateStore(folder, 4, "float32")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if fails == "read":
+        os.truncate(folder / "states-0.bin", 8 * 16)
+        before[folder / "states-0.bin"] = before[folder / "states-0.bin"][: 8 * 16]
+    else:
+        monkeypatch.setattr(os, "fsync" if fails == "write" else "replace", full)
+    with pytest.raises(OSError, match=r"shorter|No space"):
+        store.keep_only(["a", "c"], (0,))
+    left = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".new"}
+    assert left == before
+    assert all(key in store for key in "abc")
+
+
+def test_a_kill_while_states_are_dropped_leaves_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after whatever changes the folder."""
+    survived, number = False, 0
+    while not survived:
+        folder = tmp_path / f"s{number}"
+        for part, keys in enumerate(("abc", "def")):
+            store = StateStore(folder, 4, "float32", part)
+            store.add([(key, states(ord(key), 5)) for key in keys])
+            store.settle()
+        store = StateStore(folder, 4, "float32")
+        left = [number]
+
+        def counted(plain: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                if not left[0]:
+                    raise Killed
+                left[0] -= 1
+                return plain(*given, **named)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            patched.setattr(states_module, "open", counted(open), raising=False)
+            for where, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+                patched.setattr(where, name, counted(getattr(where, name)))
+            try:
+                store.keep_only("be", (0,))
+                survived = True
+            except Killed:
+                pass
+        for part in (0, 1, 2, 3):  # whichever the next run gets
+            copy = tmp_path / f"s{number}-{part}"
+            shutil.copytree(folder, copy)
+            again = StateStore(copy, 4, "float32", part)
+            assert again.damaged("abcdef") == []
+            assert "b" in again
+            assert "e" in again
+            again.add([("g", states(ord("g"), 5))])
+            again.settle()
+            for key in "abcdefg":
+                if key in again:
+                    assert np.array_equal(again.read([key], 5)[0], states(ord(key), 5)), (number, key)
+            again = StateStore(copy, 4, "float32")
+            assert again.damaged("abcdefg") == []
+            again.keep_only("beg", (0,))
+            assert sum(path.stat().st_size for path in copy.glob("states-*")) == 3 * 5 * 16
+        number += 1
+    assert number > 10
+
+
 def test_files_that_vanish_meanwhile_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = StateStore(tmp_path / "old", 4, "float32")
     store.add([("a", states(1, 1000))])
