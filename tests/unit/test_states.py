@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,10 +20,11 @@ import numpy as np
 import pytest
 from filelock import FileLock, Timeout
 
-from sqlora.distributed.group import Group
+from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
+from sqlora.train.inputs import _free_part
 from sqlora.train.shared_pass import fill_together
-from sqlora.train.states import Place, StateStore, key_of, make_room
+from sqlora.train.states import Place, StateStore, bytes_of, key_of, make_room
 
 
 def states(seed: int, count: int) -> np.ndarray:
@@ -355,3 +357,221 @@ def test_a_store_in_use_is_not_deleted(tmp_path: Path) -> None:
 def test_keys_tell_texts_apart() -> None:
     assert key_of([1, 2]) == key_of((1, 2))
     assert len({key_of(tokens) for tokens in ([1, 2], [2, 1], [1, 2, 0], [12], [])}) == 5
+
+
+class Killed(BaseException):
+    """As SIGKILL: nobody catches it."""
+
+
+def test_a_kill_while_an_index_is_mended_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5))])
+    store.settle()
+    index, old = folder / "index-0.jsonl", tmp_path / "old"
+    index.write_text(index.read_text() + '["c", 8')
+    before = index.read_text()
+    os.link(index, old)
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            StateStore(folder, 4, "float32")
+    assert index.read_text() == before
+    again = StateStore(folder, 4, "float32")
+    assert old.read_text() == before, "nobody writes into an index that is there"
+    assert index.read_text() == "".join(before.splitlines(keepends=True)[:2])
+    assert np.array_equal(again.read("b", 5)[0], states(2, 5))
+
+
+def test_a_whole_index_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(tmp_path / "s", 4, "float32")
+    store.add([("a", states(1, 3))])
+    store.settle()
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "a" in StateStore(tmp_path / "s", 4, "float32")
+
+
+def test_what_is_not_kept_leaves_the_disk(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    one, two = (StateStore(folder, 4, "float32", part) for part in (0, 1))
+    for store, keys in ((one, "abc"), (two, "def")):
+        store.add([(key, states(ord(key), 50)) for key in keys])
+        store.settle()
+    flip(folder / "states-0.bin", 60 * 16)  # in b
+    (folder / "states-7.bin").write_bytes(bytes(9000))  # a killed run's, without an index
+    one, two = (StateStore(folder, 4, "float32", part) for part in (0, 1))
+    one.refresh()
+    damaged = one.damaged("abcdef")
+    assert [place.key for place in damaged] == ["b"]
+    for store in (one, two):
+        store.drop(damaged)
+    size = bytes_of(folder)
+    with FileLock(folder / "lock-0"), FileLock(folder / "lock-1"):  # of this run's ranks
+        dropped = one.keep_only(["a", "b", "e", "a", "x"], (0, 1))
+        assert dropped == (3, size - bytes_of(folder))  # b is damaged, and counts as gone before
+    two.reopen()
+    assert sum(path.stat().st_size for path in folder.glob("states-*")) == 2 * 50 * 16
+    for store in (one, two, StateStore(folder, 4, "float32", 3)):
+        assert [key in store for key in "abcdef"] == [True, False, False, False, True, False]
+        assert store.damaged("ae") == []
+        assert np.array_equal(store.read("ea", 50), [states(ord("e"), 50), states(ord("a"), 50)])
+    for store, key in ((one, "b"), (two, "c")):
+        store.add([(f"{key}2", states(2, 50)), (key, states(ord(key), 50))])  # one of them where b lay
+        store.settle()
+        store.refresh()
+        assert np.array_equal(store.read([key], 50)[0], states(ord(key), 50))
+    last = StateStore(folder, 4, "float32")
+    assert last.damaged("abce") == []
+    assert np.array_equal(last.read("bcae", 50), [states(ord(key), 50) for key in "bcae"])
+    assert last.keep_only([], (0,)) is not None
+    assert not any(path.stat().st_size for path in folder.iterdir())
+
+
+def test_states_that_another_run_uses_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5))])
+    store.settle()
+    store = StateStore(folder, 4, "float32")
+    with FileLock(folder / "lock-1"):
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        assert store.keep_only(["a"], (0,)) is None
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    assert "b" in store
+    dropped = store.keep_only(["a"], (0,))
+    assert dropped is not None
+    assert dropped[0] == 1
+
+
+@pytest.mark.parametrize("fails", ["read", "write", "index"])
+def test_nothing_is_dropped_where_no_copy_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([("a", states(1, 3)), ("b", states(2, 5)), ("c", states(3, 4))])
+    store.settle()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    store = StateStore(folder, 4, "float32")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if fails == "read":
+        os.truncate(folder / "states-0.bin", 8 * 16)
+        before[folder / "states-0.bin"] = before[folder / "states-0.bin"][: 8 * 16]
+    else:
+        monkeypatch.setattr(os, "fsync" if fails == "write" else "replace", full)
+    with pytest.raises(OSError, match=r"shorter|No space"):
+        store.keep_only(["a", "c"], (0,))
+    left = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".new"}
+    assert left == before
+    assert all(key in store for key in "abc")
+
+
+def test_a_kill_while_states_are_dropped_leaves_what_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before and after whatever changes the folder."""
+    survived, number = False, 0
+    while not survived:
+        folder = tmp_path / f"s{number}"
+        for part, keys in enumerate(("abc", "def")):
+            store = StateStore(folder, 4, "float32", part)
+            store.add([(key, states(ord(key), 5)) for key in keys])
+            store.settle()
+        store = StateStore(folder, 4, "float32")
+        left = [number]
+
+        def counted(plain: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
+            def call(*given: Any, **named: Any) -> Any:
+                if not left[0]:
+                    raise Killed
+                left[0] -= 1
+                return plain(*given, **named)
+
+            return call
+
+        with monkeypatch.context() as patched:
+            patched.setattr(states_module, "open", counted(open), raising=False)
+            for where, name in ((os, "fsync"), (os, "replace"), (Path, "unlink")):
+                patched.setattr(where, name, counted(getattr(where, name)))
+            try:
+                store.keep_only("be", (0,))
+                survived = True
+            except Killed:
+                pass
+        for part in (0, 1, 2, 3):  # whichever the next run gets
+            copy = tmp_path / f"s{number}-{part}"
+            shutil.copytree(folder, copy)
+            again = StateStore(copy, 4, "float32", part)
+            assert again.damaged("abcdef") == []
+            assert "b" in again
+            assert "e" in again
+            again.add([("g", states(ord("g"), 5))])
+            again.settle()
+            for key in "abcdefg":
+                if key in again:
+                    assert np.array_equal(again.read([key], 5)[0], states(ord(key), 5)), (number, key)
+            again = StateStore(copy, 4, "float32")
+            assert again.damaged("abcdefg") == []
+            again.keep_only("beg", (0,))
+            assert sum(path.stat().st_size for path in copy.glob("states-*")) == 3 * 5 * 16
+        number += 1
+    assert number > 10
+
+
+def test_files_that_vanish_meanwhile_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = StateStore(tmp_path / "old", 4, "float32")
+    store.add([("a", states(1, 1000))])
+    store.settle()
+    (tmp_path / "old" / "states-1.bin").symlink_to("gone")  # listed, but whoever looks at it finds nothing
+    assert bytes_of(tmp_path) < 20_000
+    assert make_room(tmp_path, tmp_path / "mine", 20_000) == []
+    (tmp_path / "going").mkdir()
+    stat = Path.stat
+
+    def going(path: Path, **named: Any) -> os.stat_result:
+        found = stat(path, **named)
+        if path.name == "going":
+            path.rmdir()
+        return found
+
+    monkeypatch.setattr(Path, "stat", going)
+    assert make_room(tmp_path, tmp_path / "mine", 0) == ["old"]
+
+
+def test_a_run_that_begins_while_its_store_is_deleted_has_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "states" / "old"
+    folder.mkdir(parents=True)
+    (folder / "states-0.bin").write_bytes(bytes(1000))
+    deleting, go_on = threading.Event(), threading.Event()
+    rmtree = shutil.rmtree
+
+    def slow(path: Path) -> None:
+        deleting.set()
+        assert go_on.wait(10)
+        rmtree(path)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    with ThreadPoolExecutor(2) as pool:
+        making = pool.submit(make_room, tmp_path / "states", tmp_path / "states" / "mine", 0)
+        assert deleting.wait(10)
+        beginning = pool.submit(_free_part, folder, ALONE)
+        time.sleep(0.2)
+        assert not beginning.done()
+        go_on.set()
+        assert making.result(10) == ["old"]
+        part, lock = beginning.result(10)
+    assert part == 0
+    assert [path.name for path in folder.iterdir()] == ["lock-0"]
+    assert make_room(tmp_path / "states", tmp_path / "states" / "mine", 0) == []
+    assert Path(lock.lock_file).exists()

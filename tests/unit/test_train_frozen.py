@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import shutil
 import threading
 import time
 import weakref
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import cuda_on_cpu
 import numpy as np
 import pytest
 from filelock import FileLock
+from train_project import TrainProject
 from train_runs import LORA, arrays, equal, examples, fresh_start, run, without_compiler
 
 from sqlora.errors import SqloraError
@@ -307,14 +310,144 @@ def test_other_settings_states_go_where_the_disk_is_full(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], size: int, dropped: bool
 ) -> None:
     mine, other = STATES / "mine", STATES / "other"
-    mine.mkdir(parents=True)
-    other.mkdir()
+    other.mkdir(parents=True)
     (other / "states-0.bin").write_bytes(bytes(5_000))
 
     def usage(_: object) -> shutil._ntuple_diskusage:
         return shutil._ntuple_diskusage(10_000, 0, 9_000 - bytes_of(STATES))
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
-    inputs_module._make_room(mine, size, size, 1.0)
+    store = StateStore(mine, size, "uint8")
+    inputs_module._make_room(store, {"a": 1}, 1.0, (0,))
     assert other.exists() != dropped
     assert ("dropped the states of 1 earlier settings" in capsys.readouterr().out) == dropped
+
+
+def needs(model_folder: Path, tmp_path: Path, seeds: range) -> tuple[int, list[dict[str, np.ndarray]]]:
+    """Of runs that each choose other examples, each from nothing: the most bytes of states, and their adapters."""
+    most, adapters = 0, []
+    for seed in seeds:
+        fresh_start(tmp_path)
+        adapters.append(arrays(run(model_folder, iterations=1, seed=seed)))
+        most = max(most, bytes_of(STATES))
+    fresh_start(tmp_path)
+    return most, adapters
+
+
+def test_what_a_run_does_not_use_makes_room(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = range(6)
+    most, expected = needs(model_folder, tmp_path, seeds)
+    for seed in seeds:
+        run(model_folder, iterations=1, seed=seed)
+    (store,) = STATES.iterdir()
+    assert bytes_of(store) > most, "runs of other seeds share a store"
+    fresh_start(tmp_path)
+    capsys.readouterr()
+    reused, dropped = [], []
+    for seed in [*seeds, *seeds]:
+        shutil.rmtree(tmp_path / ".sqlora/train", ignore_errors=True)
+        trained = run(model_folder, iterations=1, seed=seed, states_gb=most / 1e9)
+        assert bytes_of(STATES) <= most
+        assert equal(arrays(trained), expected[seed])
+        reused.append(trained.reused)
+        dropped += re.findall(
+            r"dropped the states of \d examples that this run does not use \(0\.00 GB\)", printed(capsys)
+        )
+    assert reused[0] == 0
+    assert min(reused[1:]) >= 2, "those that a run does use stay, validation's at least"
+    assert len(dropped) > 2
+    assert len(list(STATES.iterdir())) == 1
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    output: str = capsys.readouterr().out
+    return output
+
+
+def test_damaged_states_and_other_examples_leave_the_disk_when_the_limit_falls(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most, expected = needs(model_folder, tmp_path, range(1))
+    for seed in range(6):
+        run(model_folder, iterations=1, seed=seed)
+    (file,) = STATES.glob("*/states-0.bin")
+    content = bytearray(file.read_bytes())
+    content[10] ^= 1
+    file.write_bytes(content)
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    capsys.readouterr()
+    again = run(model_folder, iterations=1, seed=0, states_gb=most / 1e9)
+    assert bytes_of(STATES) <= most
+    assert (again.computed, again.reused) == (1, 1)
+    assert "found 1 examples' states with other bytes" in capsys.readouterr().err
+    assert equal(arrays(again), expected[0])
+    shutil.rmtree(tmp_path / ".sqlora/train")
+    assert run(model_folder, iterations=1, seed=0, states_gb=most / 1e9).computed == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_states_that_another_run_uses_stay_beyond_the_limit(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    most, expected = needs(model_folder, tmp_path, range(1))
+    for seed in range(1, 6):
+        run(model_folder, iterations=1, seed=seed)
+    (store,) = STATES.iterdir()
+    before = (store / "states-0.bin").read_bytes()
+    with FileLock(store / "lock-0"):
+        assert equal(arrays(run(model_folder, iterations=1, seed=0, states_gb=most / 1e9)), expected[0])
+    assert (store / "states-0.bin").read_bytes() == before
+    assert capsys.readouterr().out.count("another run uses these states, too; they stay") == 1
+
+
+@pytest.mark.parametrize("why", ["no room", "an error"])
+def test_without_room_for_a_copy_all_states_are_computed_again(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
+) -> None:
+    most, expected = needs(model_folder, tmp_path, range(1))
+    for seed in range(1, 6):
+        run(model_folder, iterations=1, seed=seed)
+    disk = bytes_of(STATES) + 1000
+
+    def usage(_: object) -> shutil._ntuple_diskusage:
+        return shutil._ntuple_diskusage(disk, 0, disk - bytes_of(STATES))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if why == "no room":
+        monkeypatch.setattr(shutil, "disk_usage", usage)
+    else:
+        monkeypatch.setattr(StateStore, "_copy", full)
+    capsys.readouterr()
+    trained = run(model_folder, iterations=1, seed=0, states_gb=most / 1e9)
+    assert (trained.computed, trained.reused) == (2, 0)
+    assert "dropped the states of all 6 examples" in capsys.readouterr().out
+    assert bytes_of(STATES) <= most
+    assert equal(arrays(trained), expected[0])
+
+
+def test_ranks_make_room_in_the_store_they_share(model_folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"iterations": 1, "batch_size": 4}
+    shared, alone = (TrainProject(tmp_path / name, model_folder) for name in ("shared", "alone"))
+    shared.run(**settings, seed=1)
+    alone.run(**settings, seed=0)
+    most = bytes_of(alone.folder / STATES) + 100
+    shared.run(**settings, seed=0, workers=2, states_gb=most / 1e9)
+    assert bytes_of(shared.folder / STATES) <= most
+    (kept,) = shared.folder.glob(".sqlora/states/*/states-2.bin")
+    assert kept.stat().st_size, "validation's, at least"
+    computed, reused = (shared.summary()[f"states_{name}"] for name in ("computed", "reused"))
+    assert computed + reused == alone.summary()["states_computed"]
+    assert min(computed - 1, reused - 4) > 0
+    assert np.abs(shared.adapter() - alone.adapter()).max() < 1e-5
+
+
+def test_another_mlx_computes_states_of_its_own(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(model_folder, iterations=2)
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.0" if name == "mlx" else version(name))
+    assert run(model_folder, iterations=2, learning_rate=1e-3).reused == 0
+    assert len(list(STATES.iterdir())) == 2

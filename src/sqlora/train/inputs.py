@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, u
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
-from sqlora.train.states import FORMAT, ROOT, Place, StateStore, bytes_of, key_of, make_room
+from sqlora.train.states import ENTRY_BYTES, FORMAT, ROOT, Place, StateStore, bytes_of, key_of, lock_of, make_room
 from sqlora.train.upper import fill_store, state_dtype
 
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
@@ -98,32 +99,35 @@ def prepare_inputs(
             "frozen": frozen,
             "buckets": list(lengths),
             "device": str(mx.default_device()),
+            "mlx": metadata.version("mlx"),  # another's kernels may give other bits
             "format": FORMAT,
         }
     )
-    row = width * np.dtype(dtype).itemsize
-    (ROOT / name).mkdir(parents=True, exist_ok=True)
     part, lock = _free_part(ROOT / name, group)
     store = StateStore(ROOT / name, width, dtype, part=part)
     store.hold(lock)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
     checking: Future[list[Place]] | None = None
     ended = threading.Event()
-    if check_later and group.size == 1 and all(key in store for key in distinct):
+    # With nothing missing and the limit kept there is no room to be made, which would move states under the thread.
+    complete = check_later and group.size == 1 and all(key in store for key in distinct)
+    if complete and bytes_of(ROOT) <= int(params.states_gb * 1e9):
         background = ThreadPoolExecutor(max_workers=1)
         checking = background.submit(store.damaged, list(distinct), lambda: ended.is_set() or stop())
         background.shutdown(wait=False)
     else:
         drop_damaged_together(store, list(distinct), group)
-    if group.rank == group.disk[0]:
-        missing = sum(count for key, count in distinct.items() if key not in store) * row
-        _make_room(ROOT / name, sum(distinct.values()) * row, missing, params.states_gb)
-    group.barrier()
+        parts = group.gather(part)
+        first, shrunk = group.rank == group.disk[0], False
+        if first:
+            shrunk = _make_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk])
+        if group.each(shrunk)[group.disk[0]] and not first:  # all wait here until there is room
+            store.reopen()
     computed = fill_together(
         store, wanted, lengths, group, lambda share: fill_store(store, model, frozen, share, lengths, stop)
     )
     reused = max(0, len(distinct) - computed)  # ranks whose disk is not shared after all compute some of them twice
-    size = sum(distinct.values()) * row
+    size = sum(distinct.values()) * store.row_bytes
 
     def tell() -> None:
         print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
@@ -154,7 +158,7 @@ def prepare_inputs(
             tell()
         return True
 
-    return Inputs(stored, row, computed, reused, store.wait, settle, sound, ended.set)
+    return Inputs(stored, store.row_bytes, computed, reused, store.wait, settle, sound, ended.set)
 
 
 def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
@@ -162,33 +166,86 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
 
     Runs of the same base with other settings share a store, and may run at the same time.
     """
-    for part in count(group.rank, group.size):
-        lock = FileLock(folder / f"lock-{part}", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
-        return part, lock
+    with lock_of(folder.parent):  # nobody deletes the store between these
+        folder.mkdir(parents=True, exist_ok=True)
+        for part in count(group.rank, group.size):
+            lock = FileLock(folder / f"lock-{part}", timeout=0)
+            try:
+                lock.acquire()
+            except Timeout:
+                continue
+            return part, lock
     raise AssertionError("there is always another number")
 
 
-def _make_room(folder: Path, needed: int, missing: int, states_gb: float) -> None:
-    """See that the store may have so many bytes, and that the disk has those that are missing."""
-    most = int(states_gb * 1e9)
-    if needed <= most:  # a run that needs more is refused, and leaves other settings' states alone
-        on_disk = bytes_of(ROOT) + shutil.disk_usage(ROOT).free
-        dropped = make_room(ROOT, folder, min(most, on_disk) - missing)
+def _make_room(store: StateStore, wanted: Mapping[str, int], states_gb: float, parts: Collection[int]) -> bool:
+    """See that the store may have the wanted states, and that the disk has room for those that are missing.
+
+    Args:
+        wanted: key of an example -> tokens.
+        parts: of this run's processes that have the store open.
+
+    Returns:
+        whether the store has lost states, and these processes are to open it again.
+
+    Raises:
+        SqloraError: no room.
+    """
+
+    def missing() -> int:
+        return sum(tokens * store.row_bytes + ENTRY_BYTES for key, tokens in wanted.items() if key not in store)
+
+    needed, most, shrunk = sum(wanted.values()) * store.row_bytes, int(states_gb * 1e9), False
+    room = min(most, bytes_of(ROOT) + shutil.disk_usage(ROOT).free)
+    if needed <= room:  # a run that needs more is refused, and leaves what others need alone
+        limit = room - missing()
+        dropped = make_room(ROOT, store.folder, limit)
         if dropped:
             print(f"dropped the states of {len(dropped)} earlier settings to make room")
+        if bytes_of(ROOT) > limit:
+            shrunk = _shrink(store, wanted, parts)
     free = shutil.disk_usage(ROOT).free
-    if needed > most or missing > free:
+    if needed > most or missing() > free:
         raise SqloraError(
             ROOT,
             found=f"room for {states_gb:g} GB by train.states_gb and {free / 1e9:.1f} GB on the disk",
-            expected=f"{needed / 1e9:.3g} GB for the states of the frozen layers, {missing / 1e9:.3g} of them new",
+            expected=f"{needed / 1e9:.3g} GB for the states of the frozen layers, {missing() / 1e9:.3g} of them new",
             next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
             "step computes all layers.",
         )
+    return shrunk
+
+
+def _shrink(store: StateStore, wanted: Mapping[str, int], parts: Collection[int]) -> bool:
+    """Take states that are not wanted out of the store, if nobody else uses it; whether it has changed."""
+    kept = sum(tokens for key, tokens in wanted.items() if key in store) * store.row_bytes
+    if sum(file.stat().st_size for file in store.folder.glob("states-*")) <= kept:
+        return False
+    free = shutil.disk_usage(ROOT).free
+    keys: Collection[str] = wanted
+    if kept > free:  # no room for a copy of what stays
+        if sum(wanted.values()) * store.row_bytes > free + bytes_of(store.folder):
+            return False  # nor for all of it after that: the run is refused
+        keys = ()
+    try:
+        dropped = store.keep_only(keys, parts)
+    except OSError:
+        keys = ()
+        dropped = store.keep_only(keys, parts)
+    if dropped is None:
+        print(f"{store.folder}: another run uses these states, too; they stay, although train.states_gb is exceeded")
+        return False
+    examples, size = dropped
+    if not keys and kept:
+        print(
+            f"dropped the states of all {examples:,} examples ({size / 1e9:.2f} GB) to make room: there is none to copy"
+            " those that this run uses"
+        )
+    elif examples:
+        print(
+            f"dropped the states of {examples:,} examples that this run does not use ({size / 1e9:.2f} GB) to make room"
+        )
+    return True
 
 
 def _tokens(examples: Sequence[Encoded]) -> Fetch:

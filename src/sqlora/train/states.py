@@ -1,23 +1,24 @@
 """Hidden states of the frozen layers, kept on disk: what the lowest trained layer reads of each example.
 
 A store is a folder of files of states, one a process, appended to, and an index beside each, with a checksum of each
-example's states. It belongs to one base model, one number of frozen layers and one number type; its folder's name is a
-fingerprint of these.
+example's states. It belongs to one base model, one number of frozen layers, one number type and one version of MLX; its
+folder's name is a fingerprint of these.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, count, groupby
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 ROOT = Path(".sqlora/states")
 FORMAT = 4  # of the files; goes up when older ones cannot be read any more, or would have other bits now
+ENTRY_BYTES = 80  # of an example in an index, at most
 _CHECKERS = 8  # threads: zlib leaves Python's lock
 
 
@@ -44,6 +46,10 @@ class Place:
         """The row behind the last."""
         return self.start + self.count
 
+    def line(self) -> str:
+        """Of an index."""
+        return json.dumps([self.key, self.start, self.count, self.crc]) + "\n"
+
 
 def key_of(tokens: Sequence[int]) -> str:
     """What an example is known by: the tokens that go into the model."""
@@ -51,7 +57,7 @@ def key_of(tokens: Sequence[int]) -> str:
 
 
 class StateStore:
-    """States of examples by key; each is (tokens, width).
+    """States of examples by key; each is (tokens, width), and a token's takes `row_bytes`.
 
     Args:
         folder: made if it is not there.
@@ -65,7 +71,7 @@ class StateStore:
         self.width = width
         self.dtype = np.dtype(dtype)
         self._part = part
-        self._row = width * self.dtype.itemsize
+        self.row_bytes = width * self.dtype.itemsize
         self._places: dict[str, list[Place]] = {}  # those to be preferred first
         self._damaged: set[tuple[int, int]] = set()  # part, start
         self._checked: set[str] = set()
@@ -126,7 +132,7 @@ class StateStore:
     def _append(self, states: Iterable[tuple[str, NDArray[np.generic]]], places: list[Place]) -> None:
         added = []
         with open(self._states(self._part), "ab") as file:
-            start, left = divmod(file.seek(0, os.SEEK_END), self._row)
+            start, left = divmod(file.seek(0, os.SEEK_END), self.row_bytes)
             assert (start, left) == (self._ends.get(self._part, 0), 0), "another process has added to this part"
             for key, array in states:
                 assert array.dtype == self.dtype
@@ -161,7 +167,7 @@ class StateStore:
     def _settle(self, places: Sequence[Place]) -> None:
         with open(self._states(self._part), "ab") as file:
             os.fsync(file.fileno())
-        lines = [json.dumps([one.key, one.start, one.count, self._crc(one)]) + "\n" for one in places]
+        lines = [replace(one, crc=self._crc(one)).line() for one in places]
         with open(self._index(self._part), "a", encoding="ascii") as file:
             file.write("".join(lines))
             file.flush()
@@ -220,6 +226,68 @@ class StateStore:
                 lost.append(place.key)
         return lost
 
+    def keep_only(self, keys: Iterable[str], parts: Collection[int]) -> tuple[int, int] | None:
+        """Take all states but those of some examples off the disk, before anything is added here.
+
+        What stays is copied to a part of its own, and needs room for that, before the old parts go: a kill at any
+        moment leaves one of the two. Places that were dropped as damaged are not copied.
+
+        Args:
+            parts: of all processes of this run, which then `reopen` the folder; this one's is among them.
+
+        Returns:
+            how many examples have no states any more, and by how many bytes the folder is smaller; None if another
+            process uses the folder, and nothing has changed.
+
+        Raises:
+            OSError: the copy cannot be made; nothing has changed.
+        """
+        assert not self._added, "checksums of what was added are in the index only"
+        with lock_of(self.folder.parent), suppress(Timeout), _unused(self.folder, but=parts):
+            before, known = bytes_of(self.folder), len(self._places)
+            kept = [self._places[key][0] for key in dict.fromkeys(keys) if key in self._places]
+            files = [*self.folder.glob("index-*"), *self.folder.glob("states-*")]  # states never go before their index
+            numbers = (one for one in count() if one not in parts)
+            new = next(one for one in numbers if self._states(one) not in files and self._index(one) not in files)
+            if kept:
+                self._copy(kept, new)
+            for file in files:
+                file.unlink(missing_ok=True)
+            self.reopen()
+            return known - len(kept), before - bytes_of(self.folder)
+        return None
+
+    def _copy(self, places: Iterable[Place], part: int) -> None:
+        """To a part without files, the index last."""
+        copied, start = [], 0
+        try:
+            with open(self._states(part), "wb") as target:
+                in_order = sorted(places, key=lambda one: (one.part, one.start))
+                for number, group in groupby(in_order, lambda one: one.part):
+                    with open(self._states(number), "rb") as source:
+                        for place in group:
+                            source.seek(place.start * self.row_bytes)
+                            data = source.read(place.count * self.row_bytes)
+                            if len(data) != place.count * self.row_bytes:
+                                raise OSError(errno.EIO, "the file is shorter than its index says", source.name)
+                            target.write(data)
+                            copied.append(replace(place, part=part, start=start))
+                            start += place.count
+                target.flush()
+                os.fsync(target.fileno())
+            self._write_index(part, copied)
+        except OSError:
+            for path in (self._index(part), self._states(part)):
+                path.unlink(missing_ok=True)
+            raise
+
+    def reopen(self) -> None:
+        """See the folder as it is now that a process of this run has called `keep_only`; before anything is added."""
+        self._places.clear()
+        self._ends.clear()
+        self._damaged.clear()  # these places have gone, and others may come to lie there
+        self.refresh()
+
     def read(self, keys: Sequence[str], length: int) -> NDArray[np.generic]:
         """The states of some examples, zeros behind each.
 
@@ -258,11 +326,11 @@ class StateStore:
         # Read, not mapped: the pages of a mapped file count as this process's memory.
         try:
             with open(self._states(place.part), "rb") as file:
-                file.seek(place.start * self._row)
-                data = file.read(place.count * self._row)
+                file.seek(place.start * self.row_bytes)
+                data = file.read(place.count * self.row_bytes)
         except OSError:  # a bad sector, for one
             return -1
-        return zlib.crc32(data) if len(data) == place.count * self._row else -1
+        return zlib.crc32(data) if len(data) == place.count * self.row_bytes else -1
 
     def _states(self, part: int) -> Path:
         return self.folder / f"states-{part}.bin"
@@ -273,10 +341,12 @@ class StateStore:
     def _entries(self, part: int) -> Iterator[Place]:
         """The entries of an index up to the first that a crash cut short or left without its states."""
         index, states = self._index(part), self._states(part)
-        if not index.exists() or not states.exists():
+        try:
+            there = states.stat().st_size // self.row_bytes
+            lines = index.read_text(encoding="ascii", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:  # a shared disk may show late that another machine has deleted it
             return
-        there = states.stat().st_size // self._row
-        for line in index.read_text(encoding="ascii", errors="replace").splitlines(keepends=True):
+        for line in lines:
             try:
                 key, start, count, crc = json.loads(line)
                 place = Place(str(key), part, int(start), int(count), int(crc))
@@ -290,19 +360,54 @@ class StateStore:
         """Cut off this part's files what a killed run left unfinished, so that appending goes on at the right place."""
         places = list(self._entries(self._part))
         end = max((one.start + one.count for one in places), default=0)
-        text = "".join(json.dumps([one.key, one.start, one.count, one.crc]) + "\n" for one in places)
-        self._index(self._part).write_text(text, encoding="ascii")
+        index = self._index(self._part)
+        # A full disk has no room for another index, and states that are there need none.
+        if not index.exists() or index.read_bytes() != "".join(place.line() for place in places).encode("ascii"):
+            self._write_index(self._part, places)
         with open(self._states(self._part), "ab") as file:
-            file.truncate(end * self._row)
+            file.truncate(end * self.row_bytes)
+
+    def _write_index(self, part: int, places: Iterable[Place]) -> None:
+        """Beside, and then in the old one's place: a kill leaves either of them, whole."""
+        beside = self._index(part).with_suffix(".new")
+        with open(beside, "w", encoding="ascii") as file:
+            file.writelines(place.line() for place in places)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self._index(part))
 
 
 def bytes_of(root: Path) -> int:
     """Of all stores below the folder; what goes meanwhile does not count."""
     size = 0
-    for file in root.rglob("*"):
-        with suppress(FileNotFoundError):
-            size += file.stat().st_size if file.is_file() else 0
+    for folder, _, names in os.walk(root):  # which passes over folders that have gone; Path.rglob may raise
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(folder, name).stat().st_size
     return size
+
+
+def lock_of(root: Path) -> BaseFileLock:
+    """Of all stores below the folder: to be held while a process makes a store its own by a lock-*, and while files
+    are deleted. So whoever deletes sees all users, and none comes meanwhile.
+    """
+    root.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(root.with_name(f"{root.name}.lock"))  # beside it: what is in it are stores
+
+
+@contextmanager
+def _unused(folder: Path, but: Collection[int] = ()) -> Iterator[None]:
+    """Hold a store's locks, except those of some parts.
+
+    Raises:
+        Timeout: a process holds one of them.
+    """
+    mine = {f"lock-{part}" for part in but}
+    with ExitStack() as stack:
+        for lock in folder.glob("lock-*"):
+            if lock.name not in mine:
+                stack.enter_context(FileLock(lock, timeout=0))
+        yield
 
 
 def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
@@ -310,18 +415,24 @@ def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
 
     A store that another run uses, whose lock it holds, stays.
     """
-    stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in stores}
     deleted = []
-    for path in sorted(stores, key=lambda path: path.stat().st_mtime):
-        if sum(sizes.values()) <= most_bytes:
-            break
-        if path == keep:
-            continue
-        with suppress(Timeout), ExitStack() as stack:
-            for lock in path.glob("lock-*"):
-                stack.enter_context(FileLock(lock, timeout=0))
-            shutil.rmtree(path)
-            del sizes[path]
-            deleted.append(path.name)
+    with lock_of(root):
+        stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+        sizes = {path: bytes_of(path) for path in stores}
+        for path in sorted(stores, key=_last_use):
+            if sum(sizes.values()) <= most_bytes:
+                break
+            if path == keep:
+                continue
+            with suppress(Timeout, FileNotFoundError), _unused(path):
+                shutil.rmtree(path)
+                deleted.append(path.name)
+            sizes[path] = bytes_of(path)
     return deleted
+
+
+def _last_use(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:  # somebody has deleted it
+        return 0.0
