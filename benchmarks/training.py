@@ -224,6 +224,7 @@ def ours(
         "tokens": tokens,
         "peak_gb": max(trained.peaks),
         "predicted_gb": prediction.peak / 1e9,
+        "frozen_peak_gb": trained.frozen_peak,
         "frozen_seconds": trained.frozen_seconds,
         "step_seconds": trained.train_seconds,
         "late_step_ms": late_step_ms(seen, iterations),

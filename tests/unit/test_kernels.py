@@ -441,6 +441,7 @@ def attention() -> Any:
 
 @pytest.fixture
 def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("MLX_PTX_CACHE_DIR", raising=False)
     for module in (compiler, kernels):
         monkeypatch.setattr(module, "has_cuda", lambda: True)
     monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.gpu))
@@ -451,6 +452,15 @@ def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     compiler._background().shutdown()
     for function in (compiler._background, compiler._compiling, compiled, compiler._warn):
         function.cache_clear()
+
+
+@pytest.fixture
+def nvrtc() -> None:
+    """NVRTC, which needs no GPU. Loaded from its folder, it is found by its name, as where MLX has loaded it."""
+    nvidia = pytest.importorskip("nvidia", reason="NVRTC is for Linux on x86-64")
+    for place in nvidia.__path__:
+        for library in Path(place).glob("cu13/lib/libnvrtc*.so.13*"):
+            ctypes.CDLL(str(library))
 
 
 def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
@@ -522,6 +532,36 @@ def test_what_is_wanted_first_does_not_wait_for_the_rest(monkeypatch: pytest.Mon
         go_on.set()
 
 
+def test_what_was_compiled_is_kept_for_other_processes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nvrtc: None
+) -> None:
+    made: list[str] = []
+    plain = compiler.compile_for
+
+    def noted(source: str, architecture: str) -> bytes:
+        made.append(architecture)
+        return plain(source, architecture)
+
+    monkeypatch.setattr(compiler, "compile_for", noted)
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
+    source = source_of("gated", "bfloat16")
+    binary = compiler.kept_or_compiled(source, "sm_90")
+    assert binary.startswith(b"\x7fELF")
+    (first,) = tmp_path.iterdir()
+    assert compiler.kept_or_compiled(source, "sm_90") == binary
+    assert made == ["sm_90"]
+    compiler.kept_or_compiled(source, "sm_80")
+    compiler.kept_or_compiled(source + "\n", "sm_90")
+    assert made == ["sm_90", "sm_80", "sm_90"], "another device and another source have files of their own"
+    for damage in (first.read_bytes()[:-1], b""):
+        first.write_bytes(damage)
+        assert compiler.kept_or_compiled(source, "sm_90") == binary
+    assert len(made) == 5
+    assert len(list(tmp_path.iterdir())) == 3, "nothing is left beside"
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "none"))
+    assert compiler.kept_or_compiled(source, "sm_90") == binary, "there is no room to keep it"
+
+
 def test_an_older_device_has_the_kernels_without_attention(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     monkeypatch.setattr(compiler, "compile_for", lambda source, architecture: architecture.encode())
     monkeypatch.setattr(compiler, "_architecture", lambda: "sm_75")
@@ -580,12 +620,7 @@ def test_the_source_has_the_sizes_that_are_counted_with() -> None:
         assert re.search(rf"const int {name} = {value};", text), name
 
 
-def test_every_type_of_the_source_compiles_for_a_gpu() -> None:
-    """NVRTC needs no GPU. Loaded from its folder, it is found by its name, as where MLX has loaded it."""
-    nvidia = pytest.importorskip("nvidia", reason="NVRTC is for Linux on x86-64")
-    for place in nvidia.__path__:
-        for library in Path(place).glob("cu13/lib/libnvrtc*.so.13*"):
-            ctypes.CDLL(str(library))
+def test_every_type_of_the_source_compiles_for_a_gpu(nvrtc: None) -> None:
     for dtype in compiler.TYPES:
         for name in {*general_names(), *layer_names(dtype, 64), *layer_names(dtype, 128)}:
             older = "sm_80" if name.startswith("attend") else "sm_75"

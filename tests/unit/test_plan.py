@@ -37,9 +37,9 @@ from sqlora.train.buckets import batch_indices, choose_lengths
 from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch
-from sqlora.train.states import ROOT as STATES
 from sqlora.train.states import StateStore
 from sqlora.train.step import Stepper
+from sqlora.train.stores import ROOT as STATES
 from sqlora.train.upper import Upper, fill_store
 
 LORA = LoraParams(adapter="lora", layers=2, rank=8, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
@@ -309,7 +309,7 @@ def test_what_counts_as_the_peak_depends_on_the_device() -> None:
     }
     gpu, cpu = found["cuda"], found["cpu"]
     assert gpu.limit == int(gpu.live + max(gpu.live * ROOM["cuda"], ROOM_AT_LEAST["cuda"]))
-    assert gpu.peak == gpu.limit
+    assert gpu.peak == pytest.approx(gpu.live * 1.2), "MLX goes a little above its limit"
     quantized = known_shape("mistral-7b").converted("bfloat16", 4, 64)
     small = predict(quantized, lora, TRAIN, work, device="cuda")
     # A room that is no share is not used up.
@@ -535,7 +535,7 @@ def test_states_without_room_are_said(project: Path, capsys: pytest.CaptureFixtu
     assert plan(project) == 1
     output = capsys.readouterr().out
     assert re.search(r"The frozen layers' states take 0\.8\d+ GB, more than train\.states_gb", output)
-    assert " 0.94 GB !" in output
+    assert " 0.97 GB !" in output
     assert ">9." in output
     assert "do not fit this machine" not in output
 

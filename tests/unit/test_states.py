@@ -24,7 +24,8 @@ from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
 from sqlora.train.inputs import _free_part
 from sqlora.train.shared_pass import fill_together
-from sqlora.train.states import Place, StateStore, bytes_of, key_of, make_room
+from sqlora.train.states import Place, StateStore, key_of
+from sqlora.train.stores import bytes_of, make_room
 
 
 def states(seed: int, count: int) -> np.ndarray:

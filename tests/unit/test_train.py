@@ -499,14 +499,15 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(
 
 
 def test_a_second_run_of_the_same_inputs_is_refused(
-    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-
     run(model_folder, iterations=2)
-    monkeypatch.setattr("sqlora.train.inputs.LOCK_SECONDS", 0.1)
+    for name in ("LOCK_SECONDS", "QUIET_SECONDS"):
+        monkeypatch.setattr(f"sqlora.train.inputs.{name}", 0.1)
     (folder,) = [path for path in (tmp_path / ".sqlora/train").iterdir() if path.is_dir()]
     with FileLock(folder / "lock"), pytest.raises(SqloraError, match="another training of the same inputs"):
         run(model_folder, iterations=2)
+    assert "another training of the same inputs is there; waiting" in capsys.readouterr().out
 
 
 def test_an_adapter_of_another_shape_is_an_error(model_folder: Path, tmp_path: Path) -> None:

@@ -29,8 +29,10 @@ from sqlora.model import load_base
 from sqlora.train import inputs as inputs_module
 from sqlora.train import upper as upper_module
 from sqlora.train.interruption import Interrupted
-from sqlora.train.states import ROOT as STATES
-from sqlora.train.states import StateStore, bytes_of, key_of
+from sqlora.train.room import see_to_room
+from sqlora.train.states import StateStore, key_of
+from sqlora.train.stores import ROOT as STATES
+from sqlora.train.stores import bytes_of
 from sqlora.train.upper import Upper, fill_store
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -267,7 +269,7 @@ def test_states_are_checked_while_weights_are_read(model_folder: Path, monkeypat
 def test_states_that_are_there_need_no_room(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(model_folder, iterations=2)
     full = shutil.disk_usage("/")._replace(free=0)
-    monkeypatch.setattr("sqlora.train.inputs.shutil.disk_usage", lambda _: full)
+    monkeypatch.setattr("sqlora.train.room.shutil.disk_usage", lambda _: full)
     again = run(model_folder, iterations=2, learning_rate=1e-3)
     assert again.computed == 0
     with pytest.raises(SqloraError, match=r"0\.0 GB on the disk"):
@@ -318,7 +320,7 @@ def test_other_settings_states_go_where_the_disk_is_full(
 
     monkeypatch.setattr(shutil, "disk_usage", usage)
     store = StateStore(mine, size, "uint8")
-    inputs_module._make_room(store, {"a": 1}, 1.0, (0,))
+    see_to_room(store, {"a": 1}, 1.0, (0,))
     assert other.exists() != dropped
     assert ("dropped the states of 1 earlier settings" in capsys.readouterr().out) == dropped
 

@@ -14,7 +14,7 @@ from sqlora.train.summary import announce
 def trained(step: int, losses: dict[int, float | None]) -> Trained:
     """A run with these validation losses by iteration, which publishes the adapter of one of them."""
     reports = [Report(number, None, loss, loss, loss, None, None, None, 0.1) for number, loss in losses.items()]
-    return Trained({}, reports, step, 0, 0, 0.0, 0.0, 0.0, [0.1])
+    return Trained({}, reports, step, 0, 0, 0.0, 0.0, 0.0, [0.1], 0.1)
 
 
 def test_the_published_iteration_is_named(capsys: pytest.CaptureFixture[str]) -> None:

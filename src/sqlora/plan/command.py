@@ -21,8 +21,8 @@ from sqlora.plan.shape import Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Size, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Tokenizer
 from sqlora.train.data import encode, read_config
-from sqlora.train.states import ROOT as STATES
-from sqlora.train.states import bytes_of
+from sqlora.train.stores import ROOT as STATES
+from sqlora.train.stores import bytes_of
 
 GIGABYTE = 1e9
 _WIKISQL = (56_355, 8_421)  # questions of its train and dev parts, for a size of null

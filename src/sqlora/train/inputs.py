@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from itertools import count
@@ -21,17 +20,19 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from sqlora.distributed.group import Group
-from sqlora.errors import SqloraError
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
 from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
 from sqlora.train.division import used_by
 from sqlora.train.loss import Fetch
+from sqlora.train.room import see_to_room
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
-from sqlora.train.states import ENTRY_BYTES, FORMAT, ROOT, Place, StateStore, bytes_of, key_of, lock_of, make_room
+from sqlora.train.states import FORMAT, Place, StateStore, key_of
+from sqlora.train.stores import ROOT, bytes_of, lock_of
 from sqlora.train.upper import fill_store, state_dtype
 
+QUIET_SECONDS = 1.0
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
 
@@ -120,7 +121,7 @@ def prepare_inputs(
         parts = group.gather(part)
         first, shrunk = group.rank == group.disk[0], False
         if first:
-            shrunk = _make_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk])
+            shrunk = see_to_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk])
         if group.each(shrunk)[group.disk[0]] and not first:  # all wait here until there is room
             store.reopen()
     computed = fill_together(
@@ -178,76 +179,6 @@ def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
     raise AssertionError("there is always another number")
 
 
-def _make_room(store: StateStore, wanted: Mapping[str, int], states_gb: float, parts: Collection[int]) -> bool:
-    """See that the store may have the wanted states, and that the disk has room for those that are missing.
-
-    Args:
-        wanted: key of an example -> tokens.
-        parts: of this run's processes that have the store open.
-
-    Returns:
-        whether the store has lost states, and these processes are to open it again.
-
-    Raises:
-        SqloraError: no room.
-    """
-
-    def missing() -> int:
-        return sum(tokens * store.row_bytes + ENTRY_BYTES for key, tokens in wanted.items() if key not in store)
-
-    needed, most, shrunk = sum(wanted.values()) * store.row_bytes, int(states_gb * 1e9), False
-    room = min(most, bytes_of(ROOT) + shutil.disk_usage(ROOT).free)
-    if needed <= room:  # a run that needs more is refused, and leaves what others need alone
-        limit = room - missing()
-        dropped = make_room(ROOT, store.folder, limit)
-        if dropped:
-            print(f"dropped the states of {len(dropped)} earlier settings to make room")
-        if bytes_of(ROOT) > limit:
-            shrunk = _shrink(store, wanted, parts)
-    free = shutil.disk_usage(ROOT).free
-    if needed > most or missing() > free:
-        raise SqloraError(
-            ROOT,
-            found=f"room for {states_gb:g} GB by train.states_gb and {free / 1e9:.1f} GB on the disk",
-            expected=f"{needed / 1e9:.3g} GB for the states of the frozen layers, {missing() / 1e9:.3g} of them new",
-            next_step="Raise train.states_gb or free some space; with train.states_gb 0 nothing is stored, and each "
-            "step computes all layers.",
-        )
-    return shrunk
-
-
-def _shrink(store: StateStore, wanted: Mapping[str, int], parts: Collection[int]) -> bool:
-    """Take states that are not wanted out of the store, if nobody else uses it; whether it has changed."""
-    kept = sum(tokens for key, tokens in wanted.items() if key in store) * store.row_bytes
-    if sum(file.stat().st_size for file in store.folder.glob("states-*")) <= kept:
-        return False
-    free = shutil.disk_usage(ROOT).free
-    keys: Collection[str] = wanted
-    if kept > free:  # no room for a copy of what stays
-        if sum(wanted.values()) * store.row_bytes > free + bytes_of(store.folder):
-            return False  # nor for all of it after that: the run is refused
-        keys = ()
-    try:
-        dropped = store.keep_only(keys, parts)
-    except OSError:
-        keys = ()
-        dropped = store.keep_only(keys, parts)
-    if dropped is None:
-        print(f"{store.folder}: another run uses these states, too; they stay, although train.states_gb is exceeded")
-        return False
-    examples, size = dropped
-    if not keys and kept:
-        print(
-            f"dropped the states of all {examples:,} examples ({size / 1e9:.2f} GB) to make room: there is none to copy"
-            " those that this run uses"
-        )
-    elif examples:
-        print(
-            f"dropped the states of {examples:,} examples that this run does not use ({size / 1e9:.2f} GB) to make room"
-        )
-    return True
-
-
 def _tokens(examples: Sequence[Encoded]) -> Fetch:
     def fetch(chosen: Sequence[int], length: int) -> NDArray[np.generic]:
         batch = np.zeros((len(chosen), length), dtype=np.int32)
@@ -263,6 +194,23 @@ def lengths_of(examples: Sequence[Encoded], most_padding: float = MOST_PADDING, 
     return choose_lengths([len(example.tokens) - 1 for example in examples], most_padding, batch_size)
 
 
-def lock_if(path: Path, wanted: bool) -> AbstractContextManager[Any]:
-    """The lock if it is wanted, or nothing."""
-    return FileLock(path, timeout=LOCK_SECONDS) if wanted else nullcontext()
+@contextmanager
+def lock_if(path: Path, wanted: bool) -> Iterator[None]:
+    """Hold the lock if it is wanted; says so if another process has it, and waits.
+
+    Raises:
+        Timeout: that one does not end.
+    """
+    if not wanted:
+        yield
+        return
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=QUIET_SECONDS)
+    except Timeout:
+        print(f"another training of the same inputs is there; waiting {LOCK_SECONDS:.0f} s for its end", flush=True)
+        lock.acquire(timeout=LOCK_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()

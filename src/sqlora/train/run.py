@@ -49,7 +49,7 @@ _NO_INPUTS = ("workers", "hostfile", "backend", "force", "checkpoint_every", "st
 class Trained:
     """adapter: name as in mlx-lm's file -> array, in one order; step: which one is published; computed, reused: of how
     many examples states were computed and were there; seconds: of the frozen pass, the steps, validation; peaks: each
-    rank's memory in GB.
+    rank's memory in GB; frozen_peak: what the largest had reached when the frozen pass was through.
     """
 
     adapter: dict[str, mx.array]
@@ -61,6 +61,7 @@ class Trained:
     train_seconds: float
     validation_seconds: float
     peaks: list[float]
+    frozen_peak: float
 
 
 def train_adapter(
@@ -128,7 +129,7 @@ def train_adapter(
                 prepare_inputs, model, config, frozen, buckets, train, valid, weights, params, group, asked
             )
             inputs = prepare(check_later=True)
-            frozen_seconds = perf_counter() - started
+            frozen_seconds, frozen_peak = perf_counter() - started, peak_memory()
             upper = _load(base, frozen, group, inputs)
             started = perf_counter()
             if not inputs.sound():
@@ -160,7 +161,7 @@ def train_adapter(
                 _announce(folder)
             adapter = engine.run()
             inputs.settle()
-            peaks = group.each(peak_memory())
+            peaks, frozen_peaks = group.each(peak_memory()), group.each(frozen_peak)
     except Timeout:
         raise SqloraError(
             folder / "lock",
@@ -181,6 +182,7 @@ def train_adapter(
         engine.train_seconds,
         engine.validation_seconds,
         [round(peak, 3) for peak in peaks],
+        round(max(frozen_peaks), 3),
     )
 
 

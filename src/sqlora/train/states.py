@@ -11,21 +11,21 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import chain, count, groupby
 from pathlib import Path
 
 import numpy as np
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 from numpy.typing import NDArray
 
-ROOT = Path(".sqlora/states")
+from sqlora.train.stores import bytes_of, lock_of, unused
+
 FORMAT = 4  # of the files; goes up when older ones cannot be read any more, or would have other bits now
 ENTRY_BYTES = 80  # of an example in an index, at most
 _CHECKERS = 8  # threads: zlib leaves Python's lock
@@ -243,7 +243,7 @@ class StateStore:
             OSError: the copy cannot be made; nothing has changed.
         """
         assert not self._added, "checksums of what was added are in the index only"
-        with lock_of(self.folder.parent), suppress(Timeout), _unused(self.folder, but=parts):
+        with lock_of(self.folder.parent), suppress(Timeout), unused(self.folder, but=parts):
             before, known = bytes_of(self.folder), len(self._places)
             kept = [self._places[key][0] for key in dict.fromkeys(keys) if key in self._places]
             files = [*self.folder.glob("index-*"), *self.folder.glob("states-*")]  # states never go before their index
@@ -375,64 +375,3 @@ class StateStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self._index(part))
-
-
-def bytes_of(root: Path) -> int:
-    """Of all stores below the folder; what goes meanwhile does not count."""
-    size = 0
-    for folder, _, names in os.walk(root):  # which passes over folders that have gone; Path.rglob may raise
-        for name in names:
-            with suppress(FileNotFoundError):
-                size += Path(folder, name).stat().st_size
-    return size
-
-
-def lock_of(root: Path) -> BaseFileLock:
-    """Of all stores below the folder: to be held while a process makes a store its own by a lock-*, and while files
-    are deleted. So whoever deletes sees all users, and none comes meanwhile.
-    """
-    root.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(root.with_name(f"{root.name}.lock"))  # beside it: what is in it are stores
-
-
-@contextmanager
-def _unused(folder: Path, but: Collection[int] = ()) -> Iterator[None]:
-    """Hold a store's locks, except those of some parts.
-
-    Raises:
-        Timeout: a process holds one of them.
-    """
-    mine = {f"lock-{part}" for part in but}
-    with ExitStack() as stack:
-        for lock in folder.glob("lock-*"):
-            if lock.name not in mine:
-                stack.enter_context(FileLock(lock, timeout=0))
-        yield
-
-
-def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
-    """Delete the least recently used stores until the others and `keep` take at most so much; returns their names.
-
-    A store that another run uses, whose lock it holds, stays.
-    """
-    deleted = []
-    with lock_of(root):
-        stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
-        sizes = {path: bytes_of(path) for path in stores}
-        for path in sorted(stores, key=_last_use):
-            if sum(sizes.values()) <= most_bytes:
-                break
-            if path == keep:
-                continue
-            with suppress(Timeout, FileNotFoundError), _unused(path):
-                shutil.rmtree(path)
-                deleted.append(path.name)
-            sizes[path] = bytes_of(path)
-    return deleted
-
-
-def _last_use(folder: Path) -> float:
-    try:
-        return folder.stat().st_mtime
-    except FileNotFoundError:  # somebody has deleted it
-        return 0.0

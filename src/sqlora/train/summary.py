@@ -33,6 +33,7 @@ def summarise(trained: Trained, predicted_peak: int, trainable: int, total: int)
         # Of one process, the others have as much; of all that worked on the run, if it was interrupted.
         "peak_memory_gb": max(*trained.peaks, *(report.peak_memory_gb for report in trained.reports)),
         "workers": len(trained.peaks),
+        "frozen_peak_memory_gb": trained.frozen_peak,
         "frozen_seconds": round(trained.frozen_seconds, 1),
         "train_seconds": round(trained.train_seconds, 1),
         "validation_seconds": round(trained.validation_seconds, 1),

@@ -2,14 +2,16 @@
 
 MLX compiles kernels that it is given as source in every process anew, and its own on a machine's first use, three
 seconds each, for they include large headers. These need none and take a tenth of a second each, attention's way back a
-whole one; threads compile them while the process does other things.
+whole one; threads compile them while the process does other things. What they make is kept where MLX keeps its own.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +31,7 @@ ATTENTION = ("attend", "attend_back")
 SIZES = (64, 128)  # of a head, for which there are attention kernels
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _TENSOR_CORES = 80  # the first architecture whose tensor cores have PRODUCTS
+_DIGEST = 32  # bytes of a SHA-256
 _MAJOR, _MINOR = 75, 76  # of CUdevice_attribute: the compute capability
 
 # T by MLX's name of the type, and its way to float and back; a bfloat16 is rounded to the nearest, to even if between.
@@ -137,7 +140,35 @@ def _compile(kernel: str, dtype: str) -> bytes | None:
     architecture = _architecture()
     if kernel.startswith(ATTENTION) and int(architecture.removeprefix("sm_")) < _TENSOR_CORES:
         return None
-    return compile_for(source_of(kernel, dtype), architecture)
+    return kept_or_compiled(source_of(kernel, dtype), architecture)
+
+
+def kept_or_compiled(source: str, architecture: str) -> bytes:
+    """What an earlier process made of a source, or what NVRTC makes of it now, which is kept.
+
+    A file is the binary behind its SHA-256, so that one that is damaged is made again.
+
+    Raises:
+        OSError, RuntimeError: as compile_for.
+    """
+    folder = os.environ.get("MLX_PTX_CACHE_DIR")  # as sqlora.runtime sets it
+    if not folder:
+        return compile_for(source, architecture)
+    library = _load(_LIBRARIES)
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    _check(library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)))
+    name = hashlib.sha256(f"{major.value}.{minor.value} {architecture} {source}".encode()).hexdigest()
+    path = Path(folder, f"sqlora-{name[:32]}.cubin")
+    with suppress(OSError):
+        data = path.read_bytes()
+        if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
+            return data[_DIGEST:]
+    binary = compile_for(source, architecture)
+    with suppress(OSError):  # it is compiled again next time
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+            file.write(hashlib.sha256(binary).digest() + binary)
+        os.replace(file.name, path)  # several ranks may do the same at the same time
+    return binary
 
 
 def compile_for(source: str, architecture: str) -> bytes:
