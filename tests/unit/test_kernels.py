@@ -542,6 +542,9 @@ def test_what_was_compiled_is_kept_for_other_processes(
         made.append(architecture)
         return plain(source, architecture)
 
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
     monkeypatch.setattr(compiler, "compile_for", noted)
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
     source = source_of("gated", "bfloat16")
@@ -558,6 +561,11 @@ def test_what_was_compiled_is_kept_for_other_processes(
         assert compiler.kept_or_compiled(source, "sm_90") == binary
     assert len(made) == 5
     assert len(list(tmp_path.iterdir())) == 3, "nothing is left beside"
+    first.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(compiler.os, "replace", full)
+        assert compiler.kept_or_compiled(source, "sm_90") == binary
+    assert len(list(tmp_path.iterdir())) == 2, "nor here"
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "none"))
     assert compiler.kept_or_compiled(source, "sm_90") == binary, "there is no room to keep it"
 

@@ -22,6 +22,7 @@ from train_params import train_params
 
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
+from sqlora.params.train import MOST_BATCHES
 from sqlora.plan import check, machine, memory, prediction
 from sqlora.plan.check import expect
 from sqlora.plan.command import run
@@ -444,6 +445,11 @@ def test_what_cannot_fit_is_refused_and_what_is_named_fits(monkeypatch: pytest.M
     give(monkeypatch, 5)
     with pytest.raises(SqloraError, match=r"train\.batch_size 1, .*lora\.layers 8 \(4\.\d+ GB\)"):
         expect(mistral(), train, valid, lora, TRAIN)
+    give(monkeypatch, 17)
+    many = dataclasses.replace(TRAIN, batch_size=4, gradient_accumulation=MOST_BATCHES // 4 + 1)
+    with pytest.raises(SqloraError, match=r"Set train\.batch_size 2, train\.gradient_accumulation 5002") as error:
+        expect(mistral(), train, valid, lora, many)
+    assert "1000" not in error.value.next_step, "train.gradient_accumulation has a limit"
     give(monkeypatch, 1)
     with pytest.raises(SqloraError, match=r"quantized base model \(convert\.quantize 4\).*train\.force: true"):
         expect(mistral(), train, valid, lora, TRAIN)

@@ -23,9 +23,10 @@ from filelock import FileLock, Timeout
 from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
 from sqlora.train.inputs import _free_part
+from sqlora.train.interruption import Interrupted
 from sqlora.train.shared_pass import fill_together
 from sqlora.train.states import Place, StateStore, key_of
-from sqlora.train.stores import bytes_of, make_room
+from sqlora.train.stores import bytes_of, held, make_room
 
 
 def states(seed: int, count: int) -> np.ndarray:
@@ -566,7 +567,7 @@ def test_a_run_that_begins_while_its_store_is_deleted_has_a_new_one(
     with ThreadPoolExecutor(2) as pool:
         making = pool.submit(make_room, tmp_path / "states", tmp_path / "states" / "mine", 0)
         assert deleting.wait(10)
-        beginning = pool.submit(_free_part, folder, ALONE)
+        beginning = pool.submit(_free_part, folder, ALONE, lambda: False)
         time.sleep(0.2)
         assert not beginning.done()
         go_on.set()
@@ -576,3 +577,38 @@ def test_a_run_that_begins_while_its_store_is_deleted_has_a_new_one(
     assert [path.name for path in folder.iterdir()] == ["lock-0"]
     assert make_room(tmp_path / "states", tmp_path / "states" / "mine", 0) == []
     assert Path(lock.lock_file).exists()
+
+
+def test_a_run_that_waits_for_another_one_says_so_and_can_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sqlora.train.stores.QUIET_SECONDS", 0.01)
+    root, asked = tmp_path / "states", threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        with held(root):
+            waiting = pool.submit(_free_part, root / "s", ALONE, asked.is_set)
+            time.sleep(0.5)
+            assert not waiting.done()
+            asked.set()
+            with pytest.raises(Interrupted):
+                waiting.result(10)
+        assert capsys.readouterr().out == f"another run makes room in {root}; waiting for its end\n"
+        asked.clear()
+        with held(root):
+            waiting = pool.submit(_free_part, root / "s", ALONE, asked.is_set)
+            time.sleep(0.5)
+        assert waiting.result(10)[0] == 0
+    with FileLock(tmp_path / "states.lock", timeout=0):
+        assert "another run" in capsys.readouterr().out
+
+
+def test_a_run_that_is_asked_to_end_while_it_copies_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    store = StateStore(folder, 4, "float32")
+    store.add([(key, states(number, 3)) for number, key in enumerate("abc")])
+    store.settle()
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    asked = iter([False, True])
+    with pytest.raises(Interrupted):
+        StateStore(folder, 4, "float32").keep_only(["a", "b"], (0,), lambda: next(asked))
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -27,6 +27,7 @@ from train_runs import LORA, arrays, equal, examples, fresh_start, run, without_
 from sqlora.errors import SqloraError
 from sqlora.model import load_base
 from sqlora.train import inputs as inputs_module
+from sqlora.train import run as run_module
 from sqlora.train import upper as upper_module
 from sqlora.train.interruption import Interrupted
 from sqlora.train.room import see_to_room
@@ -176,6 +177,7 @@ def test_damaged_states_are_computed_again(
 
     def fill(*given: Any) -> int:
         alive.extend(one() is not None for one in made[-1:])
+        monkeypatch.setattr(run_module, "peak_memory", lambda: 5.0)  # from now on
         return fill_store(*given)
 
     plain = Upper.__init__
@@ -189,8 +191,10 @@ def test_damaged_states_are_computed_again(
     file.write_bytes(content)
     shutil.rmtree(tmp_path / ".sqlora/train")
     capsys.readouterr()
+    monkeypatch.setattr(run_module, "peak_memory", lambda: 1.0)
     again = run(model_folder, **settings)
     assert (again.computed, again.reused) == (1, 5)
+    assert again.frozen_peak == 5.0, "of the pass that computed something"
     printed = capsys.readouterr()
     assert printed.err.count("found 1 examples' states with other bytes") == 1
     assert [line for line in printed.out.splitlines() if "computed" in line] == [

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from sqlora.params.reader import OneOf, Range
 
+MOST_BATCHES = 10_000  # of a step
+
 
 @dataclass(frozen=True)
 class TrainParams:
@@ -28,7 +30,7 @@ class TrainParams:
     """
 
     batch_size: Annotated[int, Range(least=1)]
-    gradient_accumulation: Annotated[int, Range(least=1, most=10_000)]
+    gradient_accumulation: Annotated[int, Range(least=1, most=MOST_BATCHES)]
     iterations: Annotated[int, Range(least=1)]
     optimizer: Annotated[str, OneOf(("adam", "adamw"))]
     learning_rate: Annotated[float, Range(above=0, most=1)]

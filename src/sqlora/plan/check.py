@@ -11,7 +11,7 @@ from sqlora.mlx import mx
 from sqlora.distributed.group import ALONE, Group
 from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
-from sqlora.params.train import TrainParams
+from sqlora.params.train import MOST_BATCHES, TrainParams
 from sqlora.plan.machine import Machine, outside_memory, this_machine
 from sqlora.plan.memory import predict
 from sqlora.plan.prediction import Prediction
@@ -50,16 +50,14 @@ def expect(
 
 def smaller(lora: LoraParams, params: TrainParams) -> Iterator[tuple[LoraParams, TrainParams]]:
     """Settings that need less memory, those that change least first."""
-    half = params.batch_size
+    smallest, half, rows = params, params.batch_size, params.gradient_accumulation * params.batch_size
     while half > 1:
         half //= 2
         # As many examples a step, in smaller batches: the run learns as much.
-        parts = params.gradient_accumulation * params.batch_size // half
-        if parts * half == params.gradient_accumulation * params.batch_size:
-            yield lora, dataclasses.replace(params, batch_size=half, gradient_accumulation=parts)
-    smallest = dataclasses.replace(
-        params, batch_size=1, gradient_accumulation=params.gradient_accumulation * params.batch_size
-    )
+        parts = rows // half
+        if parts * half == rows and parts <= MOST_BATCHES:
+            smallest = dataclasses.replace(params, batch_size=half, gradient_accumulation=parts)
+            yield lora, smallest
     if not params.gradient_checkpointing:
         yield lora, dataclasses.replace(smallest, gradient_checkpointing=True)
     layers = lora.layers

@@ -29,10 +29,9 @@ from sqlora.train.loss import Fetch
 from sqlora.train.room import see_to_room
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
 from sqlora.train.states import FORMAT, Place, StateStore, key_of
-from sqlora.train.stores import ROOT, bytes_of, lock_of
+from sqlora.train.stores import QUIET_SECONDS, ROOT, bytes_of, held
 from sqlora.train.upper import fill_store, state_dtype
 
-QUIET_SECONDS = 1.0
 LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a second and a step
 
 
@@ -104,7 +103,7 @@ def prepare_inputs(
             "format": FORMAT,
         }
     )
-    part, lock = _free_part(ROOT / name, group)
+    part, lock = _free_part(ROOT / name, group, stop)
     store = StateStore(ROOT / name, width, dtype, part=part)
     store.hold(lock)
     distinct = {key_of(tokens): len(tokens) for tokens in wanted}
@@ -121,7 +120,7 @@ def prepare_inputs(
         parts = group.gather(part)
         first, shrunk = group.rank == group.disk[0], False
         if first:
-            shrunk = see_to_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk])
+            shrunk = see_to_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk], stop)
         if group.each(shrunk)[group.disk[0]] and not first:  # all wait here until there is room
             store.reopen()
     computed = fill_together(
@@ -162,12 +161,12 @@ def prepare_inputs(
     return Inputs(stored, store.row_bytes, computed, reused, store.wait, settle, sound, ended.set)
 
 
-def _free_part(folder: Path, group: Group) -> tuple[int, FileLock]:
+def _free_part(folder: Path, group: Group, stop: Callable[[], bool]) -> tuple[int, FileLock]:
     """The number of a part that no other process adds to, and its lock, to be held until the last state is settled.
 
     Runs of the same base with other settings share a store, and may run at the same time.
     """
-    with lock_of(folder.parent):  # nobody deletes the store between these
+    with held(folder.parent, stop):  # nobody deletes the store between these
         folder.mkdir(parents=True, exist_ok=True)
         for part in count(group.rank, group.size):
             lock = FileLock(folder / f"lock-{part}", timeout=0)

@@ -136,6 +136,7 @@ def train_adapter(
                 inputs.settle()
                 del base, upper  # the frozen pass has room for two layers
                 inputs = prepare(check_later=False)
+                frozen_peak = peak_memory()
                 upper = _load(load_lazily(model)[0], frozen, group, inputs)
             frozen_seconds += perf_counter() - started
             upper.checkpointing = params.gradient_checkpointing

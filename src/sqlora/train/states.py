@@ -24,7 +24,8 @@ import numpy as np
 from filelock import BaseFileLock, Timeout
 from numpy.typing import NDArray
 
-from sqlora.train.stores import bytes_of, lock_of, unused
+from sqlora.train.interruption import Interrupted
+from sqlora.train.stores import bytes_of, held, unused
 
 FORMAT = 4  # of the files; goes up when older ones cannot be read any more, or would have other bits now
 ENTRY_BYTES = 80  # of an example in an index, at most
@@ -226,7 +227,9 @@ class StateStore:
                 lost.append(place.key)
         return lost
 
-    def keep_only(self, keys: Iterable[str], parts: Collection[int]) -> tuple[int, int] | None:
+    def keep_only(
+        self, keys: Iterable[str], parts: Collection[int], stop: Callable[[], bool] = lambda: False
+    ) -> tuple[int, int] | None:
         """Take all states but those of some examples off the disk, before anything is added here.
 
         What stays is copied to a part of its own, and needs room for that, before the old parts go: a kill at any
@@ -234,6 +237,7 @@ class StateStore:
 
         Args:
             parts: of all processes of this run, which then `reopen` the folder; this one's is among them.
+            stop: asked before each example.
 
         Returns:
             how many examples have no states any more, and by how many bytes the folder is smaller; None if another
@@ -241,23 +245,24 @@ class StateStore:
 
         Raises:
             OSError: the copy cannot be made; nothing has changed.
+            Interrupted: `stop` said so; likewise.
         """
         assert not self._added, "checksums of what was added are in the index only"
-        with lock_of(self.folder.parent), suppress(Timeout), unused(self.folder, but=parts):
+        with held(self.folder.parent, stop), suppress(Timeout), unused(self.folder, but=parts):
             before, known = bytes_of(self.folder), len(self._places)
             kept = [self._places[key][0] for key in dict.fromkeys(keys) if key in self._places]
             files = [*self.folder.glob("index-*"), *self.folder.glob("states-*")]  # states never go before their index
             numbers = (one for one in count() if one not in parts)
             new = next(one for one in numbers if self._states(one) not in files and self._index(one) not in files)
             if kept:
-                self._copy(kept, new)
+                self._copy(kept, new, stop)
             for file in files:
                 file.unlink(missing_ok=True)
             self.reopen()
             return known - len(kept), before - bytes_of(self.folder)
         return None
 
-    def _copy(self, places: Iterable[Place], part: int) -> None:
+    def _copy(self, places: Iterable[Place], part: int, stop: Callable[[], bool]) -> None:
         """To a part without files, the index last."""
         copied, start = [], 0
         try:
@@ -266,6 +271,8 @@ class StateStore:
                 for number, group in groupby(in_order, lambda one: one.part):
                     with open(self._states(number), "rb") as source:
                         for place in group:
+                            if stop():
+                                raise Interrupted
                             source.seek(place.start * self.row_bytes)
                             data = source.read(place.count * self.row_bytes)
                             if len(data) != place.count * self.row_bytes:
@@ -276,7 +283,7 @@ class StateStore:
                 target.flush()
                 os.fsync(target.fileno())
             self._write_index(part, copied)
-        except OSError:
+        except (OSError, Interrupted):
             for path in (self._index(part), self._states(part)):
                 path.unlink(missing_ok=True)
             raise

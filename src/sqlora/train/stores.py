@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
+
+from sqlora.train.interruption import Interrupted
 
 ROOT = Path(".sqlora/states")
+QUIET_SECONDS = 1.0
 
 
 def bytes_of(root: Path) -> int:
@@ -23,12 +26,34 @@ def bytes_of(root: Path) -> int:
     return size
 
 
-def lock_of(root: Path) -> BaseFileLock:
-    """Of all stores below the folder: to be held while a process makes a store its own by a lock-*, and while files
-    are deleted. So whoever deletes sees all users, and none comes meanwhile.
+@contextmanager
+def held(root: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Hold the lock of all stores below the folder, while this process makes a store its own by a lock-*, or deletes
+    files. So whoever deletes sees all users, and none comes meanwhile.
+
+    Another run may copy many gigabytes while it holds it: this waits, and says so.
+
+    Args:
+        stop: asked while this waits.
+
+    Raises:
+        Interrupted: `stop` said so.
     """
     root.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(root.with_name(f"{root.name}.lock"))  # beside it: what is in it are stores
+    lock = FileLock(root.with_name(f"{root.name}.lock"))  # beside it: what is in it are stores
+    try:
+        lock.acquire(timeout=QUIET_SECONDS)
+    except Timeout:
+        print(f"another run makes room in {root}; waiting for its end", flush=True)
+        while not lock.is_locked:
+            if stop():
+                raise Interrupted from None
+            with suppress(Timeout):
+                lock.acquire(timeout=0.2)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -46,13 +71,16 @@ def unused(folder: Path, but: Collection[int] = ()) -> Iterator[None]:
         yield
 
 
-def make_room(root: Path, keep: Path, most_bytes: int) -> list[str]:
+def make_room(root: Path, keep: Path, most_bytes: int, stop: Callable[[], bool] = lambda: False) -> list[str]:
     """Delete the least recently used stores until the others and `keep` take at most so much; returns their names.
 
     A store that another run uses, whose lock it holds, stays.
+
+    Raises:
+        Interrupted: `stop` said so while this waited for another run.
     """
     deleted = []
-    with lock_of(root):
+    with held(root, stop):
         stores = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
         sizes = {path: bytes_of(path) for path in stores}
         for path in sorted(stores, key=_last_use):

@@ -11,7 +11,6 @@ import ctypes
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -164,10 +163,13 @@ def kept_or_compiled(source: str, architecture: str) -> bytes:
         if hashlib.sha256(data[_DIGEST:]).digest() == data[:_DIGEST]:
             return data[_DIGEST:]
     binary = compile_for(source, architecture)
-    with suppress(OSError):  # it is compiled again next time
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-            file.write(hashlib.sha256(binary).digest() + binary)
-        os.replace(file.name, path)  # several ranks may do the same at the same time
+    beside = path.with_name(f"{path.name}-{os.getpid()}")  # several ranks may do the same at the same time
+    try:
+        beside.write_bytes(hashlib.sha256(binary).digest() + binary)
+        os.replace(beside, path)
+    except OSError:  # it is compiled again next time
+        with suppress(OSError):
+            beside.unlink()
     return binary
 
 
