@@ -80,6 +80,9 @@ def go_on(project: TrainProject) -> None:
 def test_a_killed_rank_is_named_and_the_run_goes_on_to_the_same_adapter(
     running: Running, whole: TrainProject, rank: int
 ) -> None:
+    while not running.project.newest():  # it is written while steps go on, and a slow disk takes longer than these
+        assert running.stage.poll() is None
+        time.sleep(0.02)
     running.ranks[rank].kill()
     status, said = running.end()
     assert status == 1
