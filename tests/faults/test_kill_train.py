@@ -45,17 +45,20 @@ def examples(count: int) -> list[Encoded]:
     return rows
 
 
-def train(model: Path, folder: Path, *, wave_seconds: float = 0.0, step_seconds: float = 0.0) -> None:
+def train(
+    model: Path, folder: Path, *, wave_seconds: float = 0.0, step_seconds: float = 0.0, seal_seconds: float = 0.0
+) -> None:
     """In a process of its own: train, slowly if so wanted, and write the adapter and how many states were there."""
     os.chdir(folder)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - the process ends soon
     from sqlora.mlx import mx
 
-    from sqlora.train import step, upper
+    from sqlora.train import checkpoint, step, upper
     from sqlora.train.run import train_adapter
 
     slower(upper, "_through", wave_seconds)
     slower(step.Stepper, "step", step_seconds)
+    slower(checkpoint, "_seal", seal_seconds)
     upper.WAVE_TOKENS = 200  # a dozen waves
     trained = train_adapter(model, examples(60), examples(6), LORA, TRAIN, report=lambda _: None)
     Path("reused").write_text(str(trained.reused))
@@ -98,7 +101,7 @@ def start(model: Path, folder: Path, **options: float) -> multiprocessing.proces
 def test_killed_at_twenty_random_moments(model_folder: Path, tmp_path: Path, expected: bytes) -> None:
     rng, folder, moments, saving, filling = random.Random(5), tmp_path / "killed", set(), 0, 0
     for kill in range(KILLS):
-        process = start(model_folder, folder)
+        process = start(model_folder, folder, seal_seconds=0.01)  # as on a disk that lets many a kill fall into it
         # Some kills fall into the frozen pass, the others within the next few steps and their checkpoints.
         before, more = newest(folder), rng.randrange(3)
         while process.is_alive():

@@ -555,7 +555,10 @@ def test_a_run_that_broke_off_decodes_only_what_is_missing(
     assert not keep.exists()
 
 
-def test_answers_of_old_unfinished_runs_are_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written", [1, 1000])  # by another rank of this run, not lately or just now
+def test_answers_of_old_unfinished_runs_are_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
     monkeypatch.chdir(tmp_path)
     root = Path(".sqlora/generate")
     drop_older(root / "mine")  # there is nothing yet
@@ -566,6 +569,7 @@ def test_answers_of_old_unfinished_runs_are_deleted(tmp_path: Path, monkeypatch:
         for path in (root / name / "rank-0", root / name):
             os.utime(path, (number, number))
     os.utime(root / "resumed/rank-0", (100, 100))
+    os.utime(root / "mine/rank-0", (written, written))
     drop_older(root / "mine")
     assert sorted(path.name for path in root.iterdir()) == ["mine", "newer", "newest", "resumed"]
     assert (root / "resumed/rank-0/block-00000.json").exists()

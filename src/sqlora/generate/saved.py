@@ -72,17 +72,18 @@ class Saved:
 
 
 def drop_older(run: Path) -> None:
-    """Delete the answers of all unfinished runs but the latest few and `run`, a folder of ROOT."""
+    """Delete the answers of all unfinished runs but the latest few, and `run`, a folder of ROOT, which does not count:
+    another rank may have made it already, or not.
+    """
     if ROOT.is_dir():
         # A block changes the time of its rank's folder only.
         latest = {
             path: max(part.stat().st_mtime for part in [path, *path.iterdir()])
             for path in ROOT.iterdir()
-            if path.is_dir()
+            if path.is_dir() and path != run
         }
         for path in sorted(latest, key=lambda path: latest[path])[:-KEPT]:
-            if path != run:
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint(inputs: Mapping[str, Any], files: Sequence[Path]) -> str:
