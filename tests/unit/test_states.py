@@ -409,6 +409,7 @@ def test_what_is_not_kept_leaves_the_disk(tmp_path: Path) -> None:
         store.settle()
     flip(folder / "states-0.bin", 60 * 16)  # in b
     (folder / "states-7.bin").write_bytes(bytes(9000))  # a killed run's, without an index
+    (folder / ".partial-index-7.jsonl").write_bytes(bytes(90))
     one, two = (StateStore(folder, 4, "float32", part) for part in (0, 1))
     one.refresh()
     damaged = one.damaged("abcdef")
@@ -421,6 +422,7 @@ def test_what_is_not_kept_leaves_the_disk(tmp_path: Path) -> None:
         assert dropped == (3, size - bytes_of(folder))  # b is damaged, and counts as gone before
     two.reopen()
     assert sum(path.stat().st_size for path in folder.glob("states-*")) == 2 * 50 * 16
+    assert not list(folder.glob(".partial-*"))
     for store in (one, two, StateStore(folder, 4, "float32", 3)):
         assert [key in store for key in "abcdef"] == [True, False, False, False, True, False]
         assert store.damaged("ae") == []
@@ -474,7 +476,7 @@ def test_nothing_is_dropped_where_no_copy_can_be_made(
         monkeypatch.setattr(os, "fsync" if fails == "write" else "replace", full)
     with pytest.raises(OSError, match=r"shorter|No space"):
         store.keep_only(["a", "c"], (0,))
-    left = {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".new"}
+    left = {path: path.read_bytes() for path in folder.iterdir()}
     assert left == before
     assert all(key in store for key in "abc")
 

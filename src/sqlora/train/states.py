@@ -24,6 +24,7 @@ import numpy as np
 from filelock import BaseFileLock, Timeout
 from numpy.typing import NDArray
 
+from sqlora.publish import publish_file
 from sqlora.train.interruption import Interrupted
 from sqlora.train.stores import bytes_of, held, unused
 
@@ -256,7 +257,7 @@ class StateStore:
             new = next(one for one in numbers if self._states(one) not in files and self._index(one) not in files)
             if kept:
                 self._copy(kept, new, stop)
-            for file in files:
+            for file in [*files, *self.folder.glob(".partial-*")]:  # the latter a killed run's
                 file.unlink(missing_ok=True)
             self.reopen()
             return known - len(kept), before - bytes_of(self.folder)
@@ -375,10 +376,6 @@ class StateStore:
             file.truncate(end * self.row_bytes)
 
     def _write_index(self, part: int, places: Iterable[Place]) -> None:
-        """Beside, and then in the old one's place: a kill leaves either of them, whole."""
-        beside = self._index(part).with_suffix(".new")
-        with open(beside, "w", encoding="ascii") as file:
-            file.writelines(place.line() for place in places)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self._index(part))
+        """A kill leaves the old one or this one, whole."""
+        with publish_file(self._index(part)) as file:
+            file.write_text("".join(place.line() for place in places), encoding="ascii")
