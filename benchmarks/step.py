@@ -3,8 +3,8 @@
     python benchmarks/step.py [--settings 1x4,4x16] [--shape mistral] [--files MODEL_FOLDER]
     python benchmarks/step.py --profile [--settings 1x4,4x16]
 
-A setting is BATCHxLAYERS: so many layers of the shape with random weights, and states of zeros as inputs, so no model
-is needed. Each setting is timed with projections merged and not; on a GPU with sqlora's kernels and not, with its steps
+A setting is BATCHxLAYERS: so many layers of the shape with random weights, and random states as inputs, so no model is
+needed. Each setting is timed with projections merged and not; on a GPU with sqlora's kernels and not, with its steps
 compiled and not, with MLX's memory limit as training sets it and without, and with CUDA's memory pool kept. --files
 times reading the weights of a converted model, by the stream that reads; --operations what single operations cost the
 host. --profile lists a GPU's kernels in steps of length 100, with sqlora's own and not, and for how long the device has
@@ -192,8 +192,12 @@ def build(shape: str, batch: int, layers: int, *, compiled: bool, fused: bool) -
 def inputs(batch: int, length: int, width: int) -> Ready:
     """A batch on the device, every token of it counted."""
 
+    # Random: with zeros a GPU's steps are a tenth quicker than a run's (docs/decisions.md).
+    rng = np.random.default_rng(length)
+
     def fetch(chosen: Sequence[int], size: int) -> np.ndarray:
-        return np.zeros((len(chosen), size, width), dtype=np.uint16 if GPU else np.float32)
+        states = rng.standard_normal((len(chosen), size, width), dtype=np.float32)
+        return (states.view(np.uint32) >> 16).astype(np.uint16) if GPU else states  # a bfloat16 is a float's first half
 
     examples = [Encoded(tuple(range(3, 4 + length)), length // 2)] * batch
     ready = transfer([make_batch(examples, range(batch), fetch, length=length, kind="all")])[0]
