@@ -78,7 +78,7 @@ def make(
     dtype: mx.Dtype = mx.bfloat16, *, frozen: int = 1, tied: bool = False, **changes: Any
 ) -> tuple[Stepper, Ready]:
     """A compiled stepper of a model of three layers, and a batch."""
-    targets = changes.pop("targets", ("q_proj", "v_proj"))
+    targets, counted = changes.pop("targets", ("q_proj", "v_proj")), changes.pop("counted", "all")
     arguments = llama.ModelArgs(
         model_type="llama",
         hidden_size=WIDTH,
@@ -105,7 +105,7 @@ def make(
         shape, kind = (len(chosen), length), TYPES[dtype]
         return np.zeros((*shape, WIDTH), dtype=kind) if frozen else np.zeros(shape, dtype=np.int32)
 
-    return stepper, transfer([make_batch(examples, range(2), inputs, length=16, kind="all")])[0]
+    return stepper, transfer([make_batch(examples, range(2), inputs, length=16, kind=counted)])[0]
 
 
 @pytest.mark.parametrize("dtype", list(TYPES), ids=str)
@@ -117,6 +117,7 @@ def make(
         {"gradient_checkpointing": True, "tied": True},
         {"targets": ALL},
         {"optimizer": "adamw", "schedule": "cosine", "warmup": 5, "max_gradient_norm": 1.0},
+        {"counted": "completion"},
         {"optimizer": "adam", "schedule": "linear", "gradient_accumulation": 2},
     ],
     ids=lambda changes: ", ".join(changes) or "as it comes",

@@ -180,7 +180,7 @@ def test_several_ranks_share_the_batches() -> None:
         ({}, {"layers": 4}, {"gradient_checkpointing": True}, 120),
         ({}, {"targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
         ({}, {"dropout": 0.1}, {}, 120),
-        ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 120),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 400),
         ({"tie_word_embeddings": True}, {}, {}, 600),
         ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
         ({}, {"adapter": "dora", "layers": 4}, {}, 120),
@@ -345,7 +345,9 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
     def kept(rows: int = 4, shape: Shape = shape, lora: LoraParams = lora, device: str = "cuda") -> float:
         """Numbers, without those that are there in any case."""
         width = shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner + lora.rank * len(lora.targets)
-        return memory._kept(shape, lora, Load(rows, 200, 1), device)[2] / shape.itemsize - rows * 200 * width
+        return (
+            memory._kept(shape, lora, Load(rows, 200, 1), device, rows * 200)[2] / shape.itemsize - rows * 200 * width
+        )
 
     assert kept() == 4 * 200 * 4096, "what comes out of it"
     assert kept(rows=6) == 6 * weights, "too many tokens for the kernels"
@@ -353,7 +355,9 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
     assert kept(shape=known_shape("mistral-7b").converted("float32", None, 64)) == 4 * weights
     assert kept(shape=dataclasses.replace(shape, heads=16)) == 4 * weights / 2, "heads of 256"
     assert kept(lora=dataclasses.replace(lora, dropout=0.1)) == 4 * weights
-    back = {device: memory._attention_back(shape, lora, Load(4, 200, 1), device) // 2 for device in ("cuda", "metal")}
+    back = {
+        device: memory._attention_back(shape, lora, Load(4, 200, 1), device, 800) // 2 for device in ("cuda", "metal")
+    }
     assert back["cuda"] - back["metal"] == 4 * 200 * (2 * 4096 - 1024) - 2 * 4 * weights
     filled = memory._places(shape, dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj")))
     small = dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj"))

@@ -19,9 +19,11 @@ from train_runs import LORA, examples, mean_loss, tokens, without_compiler
 
 from sqlora.model import load_base
 from sqlora.params.lora import LoraParams
+from sqlora.train import fused as fused_module
+from sqlora.train import layer
 from sqlora.train.checkpoint import flatten
 from sqlora.train.feed import transfer
-from sqlora.train.gradients import Automatic, Written
+from sqlora.train.gradients import Automatic, Written, picks_early
 from sqlora.train.layout import Layout
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import make_batch
@@ -70,11 +72,19 @@ def fused(upper: Upper, layout: Layout, lora: LoraParams, *, compiled: bool = Fa
     ("kind", "adapter"), [(Written, "lora"), (fused, "lora"), (Automatic, "lora"), (Automatic, "dora")]
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("counted", ["completion", "all"])
 @pytest.mark.parametrize(
     ("layers", "targets"), [(1, TARGETS[:1]), (2, TARGETS), (3, ("q_proj", "v_proj", "down_proj"))]
 )
 def test_loss_and_gradients_are_those_of_the_whole_model(
-    source_folder: Path, tmp_path: Path, dtype: str, layers: int, targets: tuple[str, ...], kind: Any, adapter: str
+    source_folder: Path,
+    tmp_path: Path,
+    dtype: str,
+    layers: int,
+    targets: tuple[str, ...],
+    kind: Any,
+    adapter: str,
+    counted: str,
 ) -> None:
     from sqlora.convert.model import convert_model
 
@@ -97,8 +107,8 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     if frozen:
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == len(rows)
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == 0
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")
-
+    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind=counted)
+    assert picks_early(len(batch.positions), 6 * length) == (counted == "completion")
     ids = mx.array(batch.inputs)
 
     def loss_of_whole(model: nn.Module) -> mx.array:
@@ -213,6 +223,30 @@ def test_fused_layers_give_what_the_others_give(
     assert np.linalg.norm(other_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
 
 
+@pytest.mark.parametrize("kind", [Written, fused])
+def test_behind_its_attention_the_last_layer_computes_what_the_loss_looks_at(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    seen: list[int] = []
+    swiglu = layer.swiglu
+
+    def noted(gate: mx.array, up: mx.array) -> mx.array:
+        seen.append(len(gate))
+        return swiglu(gate, up)
+
+    for module in (layer, fused_module):
+        monkeypatch.setattr(module, "swiglu", noted)
+    upper = Upper(load_base(model_folder)[0], 1)
+    upper.freeze()
+    add_lora(upper, LORA, seed=1)
+    layout = Layout(flatten(upper.adapter()))
+    states = np.random.default_rng(3).standard_normal((6, 16, 48)).astype(np.float32)
+    batch = make_batch(examples(), range(6), lambda *_: states, length=16, kind="completion")
+    mx.eval(kind(upper, layout, LORA).gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0]))
+    assert seen == [6 * 16, len(batch.positions)]
+    assert len(batch.positions) == 6 * 4
+
+
 def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx.array]]:
     """By automatic differentiation, the gradients in float32."""
     value, gradients = nn.value_and_grad(model, loss)(model)
@@ -220,9 +254,11 @@ def loss_and_gradients(model: nn.Module, loss: Any) -> tuple[float, dict[str, mx
 
 
 # With attention as plain products, and MLX's own; with kernels for the adapters, and without.
-@pytest.mark.parametrize(("plain", "rank"), [(512, 32), (8, 32), (512, 7)])
+@pytest.mark.parametrize(
+    ("plain", "rank", "counted"), [(512, 32, "all"), (512, 32, "completion"), (8, 32, "all"), (512, 7, "completion")]
+)
 def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: int, rank: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plain: int, rank: int, counted: str
 ) -> None:
     monkeypatch.setattr("sqlora.train.cuda.layers._MOST_RANK", rank)
     for user in ("attention", "fused"):
@@ -232,7 +268,7 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
     lora = dataclasses.replace(LORA, layers=3, targets=("q_proj", "v_proj"))
-    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind="all")
+    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind=counted)
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
@@ -259,9 +295,10 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     assert np.linalg.norm(results[1][1] - results[0][1]) < 1e-5 * np.linalg.norm(results[0][1])
 
 
+@pytest.mark.parametrize("counted", ["completion", "all"])
 @pytest.mark.parametrize("tokens_of_own", [1024, 9])
 def test_fused_layers_attend_by_kernels_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int, counted: str
 ) -> None:
     """For heads of 64 and types of 16 bits; a float16's rounding is what is between them and MLX."""
     monkeypatch.setattr("sqlora.train.cuda.layers.MOST_TOKENS", tokens_of_own)
@@ -280,7 +317,7 @@ def test_fused_layers_attend_by_kernels_of_their_own(
         layer_types=["full_attention", "sliding_attention"],
         sliding_window=6,
     )
-    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 19), length=19, kind="all")
+    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 19), length=19, kind=counted)
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
         mx.random.seed(3)

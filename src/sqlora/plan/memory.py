@@ -26,6 +26,7 @@ from sqlora.train.attention import PLAIN_ATTENTION
 from sqlora.train.cuda.compiler import SIZES
 from sqlora.train.cuda.layers import MOST_TOKENS
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
+from sqlora.train.gradients import picks_early
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 from sqlora.train.validation import KEPT_BYTES
 
@@ -126,19 +127,31 @@ def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> b
     return _fused(shape, lora, device) and shape.itemsize == 2 and shape.queries // shape.heads in SIZES and fits
 
 
-def _kept(shape: Shape, lora: LoraParams, load: Load, device: str) -> tuple[int, int, int]:
-    """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest."""
+def _kept(shape: Shape, lora: LoraParams, load: Load, device: str, going: int) -> tuple[int, int, int]:
+    """Bytes of one layer's `Kept`: its input, what dropout drew, and the rest.
+
+    Args:
+        going: tokens behind the attention.
+    """
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
-    # query; key and value; middle; gate and up; x @ a of each adapted projection.
-    width = shape.queries + 2 * shape.keys + shape.hidden + 2 * shape.inner + lora.rank * len(lora.targets)
+    before = [target for target in lora.targets if target in GROUPS[0]]
+    behind = [target for target in lora.targets if target not in GROUPS[0]]
+    # query; key and value; x @ a of each adapted projection.
+    numbers = tokens * (shape.queries + 2 * shape.keys + lora.rank * len(before))
+    # middle; gate and up; likewise.
+    numbers += going * (shape.hidden + 2 * shape.inner + lora.rank * len(behind))
+    # mixed: only its adapter's gradient and the attention kernels ask for it, and MLX drops what nobody asks for.
     own = _own_attention(shape, lora, load, device)
-    if "o_proj" in lora.targets or own:
-        # mixed: only its adapter's gradient and the attention kernels ask for it, and MLX drops what nobody asks for
-        width += shape.queries
-    weights = attention if load.length <= PLAIN_ATTENTION and not own else 0
-    masks = sum(shape.projections[target][0] for target in lora.targets) if lora.dropout else 0
+    numbers += shape.queries * (tokens if own else going * ("o_proj" in lora.targets))
+    if own and going < tokens:
+        numbers += shape.queries * going * ("o_proj" in lora.targets)
+    if load.length <= PLAIN_ATTENTION and not own:
+        numbers += attention
+    masks = 0
+    if lora.dropout:
+        masks = sum(shape.projections[one][0] * (tokens if one in before else going) for one in lora.targets)
     size = shape.itemsize
-    return tokens * shape.hidden * size, tokens * masks * size, (tokens * width + weights) * size
+    return tokens * shape.hidden * size, masks * size, numbers * size
 
 
 def _automatic(shape: Shape, lora: LoraParams) -> tuple[int, int]:
@@ -182,9 +195,8 @@ def _plain_layer(shape: Shape, tokens: int, device: str) -> int:
     return max(_plain_group(shape, tokens, device, group) for group in range(len(GROUPS)))
 
 
-def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
-    """Bytes beside the kept ones while SwiGLU's gradients are computed."""
-    tokens = load.rows * load.length
+def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str, tokens: int) -> int:
+    """Bytes beside the kept ones while SwiGLU's gradients are computed, of so many tokens."""
     # d_inner. A GPU's one kernel writes d_gate and d_up over gate and up, which nobody needs any more, or beside them
     # if these are one array; a CPU has sigmoid and 1 - sigmoid as well, the other steps reuse what is there.
     inner = (3 if device == "cpu" or _fused(shape, lora, device) else 1) + ("down_proj" in lora.targets)
@@ -201,25 +213,27 @@ def _mlp_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
     return max(most, products, before) + _mask(shape, load) * shape.itemsize
 
 
-def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str) -> int:
-    """The same while the attention's gradients are computed; gate and up are gone by then."""
+def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str, going: int) -> int:
+    """The same while the attention's gradients are computed; gate and up, of `going` tokens, are gone by then."""
     tokens, attention = load.rows * load.length, load.rows * shape.heads * load.length**2
     matrices = 2  # d_weights and its product with the weights; d_scores takes the place of one
     if load.length > PLAIN_ATTENTION:
         # cuDNN has a backward kernel; elsewhere MLX computes plain attention again and its gradients.
         matrices = 0 if device == "cuda" else 3
-    # The gradient and middle's; d_mixed and its transposed copy; d_value; less gate and up.
-    width = 2 * shape.hidden + 2 * shape.queries + shape.keys - 2 * shape.inner
+    # The gradient and middle's; d_mixed and its transposed copy; d_value.
+    width = 2 * shape.hidden + 2 * shape.queries + shape.keys
     if _own_attention(shape, lora, load, device):
         # d_mixed; d_query, and d_key and d_value by the queries' heads.
-        matrices, width = 0, 2 * shape.hidden + 4 * shape.queries - 2 * shape.inner
-    if not _written(shape, lora):
-        width -= 2 * shape.inner
-    most = (tokens * width + matrices * attention) * shape.itemsize + _plain_group(shape, tokens, device, 1)
+        matrices, width = 0, 2 * shape.hidden + 4 * shape.queries
+    gone = going * 2 * shape.inner
+    more = gone if not _written(shape, lora) else 0
+    most = (tokens * width + matrices * attention - more) * shape.itemsize
+    if going == tokens:  # fewer tokens are through with their product before there are gradients of all
+        most += _plain_group(shape, tokens, device, 1)
     # At the products with q, k and v their gradients are left.
-    left = 2 * shape.hidden + shape.queries + 2 * shape.keys - 2 * shape.inner
+    left = 2 * shape.hidden + shape.queries + 2 * shape.keys
     products = tokens * left * shape.itemsize + _plain_group(shape, tokens, device, 0)
-    return max(most, products) + _mask(shape, load) * shape.itemsize
+    return max(most, products) + (_mask(shape, load) - gone) * shape.itemsize
 
 
 def _mask(shape: Shape, load: Load) -> int:
@@ -241,26 +255,34 @@ def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
 
 
 def _training(shape: Shape, lora: LoraParams, params: TrainParams, load: Load, device: str) -> Arrays:
-    state, masks, rest = _kept(shape, lora, load, device)
     tokens, size = load.rows * load.length, shape.itemsize
     layers = lora.layers  # with states_gb 0, too: nobody asks for gradients below the lowest adapter
-    left = 0
-    if not _written(shape, lora):
-        every, adapters = _automatic(shape, lora)
+    early = _written(shape, lora) and picks_early(load.counted, tokens)
+    last = load.counted if early else tokens  # of the last layer, behind its attention
+    every, adapters = (0, 0) if _written(shape, lora) else _automatic(shape, lora)
+    left = tokens * adapters * size  # until MLX computes the adapters' gradients, which it does last
+
+    def layer(going: int) -> tuple[int, int]:
+        """Bytes that a layer keeps, and those that its way back takes beside them."""
+        state, masks, rest = _kept(shape, lora, load, device, going)
         rest += tokens * every * size + _dequantized(shape, lora)
-        left = tokens * adapters * size  # until MLX computes the adapters' gradients, which it does last
-    if params.gradient_checkpointing:
-        kept, again = layers * (state + masks + left), rest  # one layer's inner values at a time
-    else:
-        kept, again = layers * (state + masks + rest), 0
-    back = max(_mlp_back(shape, lora, load, device), _attention_back(shape, lora, load, device))
-    head = _head(shape, load, device, back=True) + state  # and the last layer's output
-    adapter = 4 * adapter_size(shape, lora)
+        back = max(_mlp_back(shape, lora, load, device, going), _attention_back(shape, lora, load, device, going))
+        if params.gradient_checkpointing:
+            return state + masks + left, rest + back  # one layer's inner values at a time
+        return state + masks + rest, back
+
+    (kept, at_work), (kept_last, last_at_work) = layer(tokens), layer(last)
+    head = _head(shape, load, device, back=True) + last * shape.hidden * size  # and the last layer's output
+    below, whole = (layers - 1) * kept, (layers - 1) * kept + kept_last
+    # At the last layer all is kept; at the one before, what the last kept is gone.
+    moments = [(whole, max(head, last_at_work)), (below, at_work if layers > 1 else 0)]
+    most, working = max(moments, key=sum)
+    # Scaled and split for the layers; while batches are added up, the sum so far.
+    adapter = 4 * adapter_size(shape, lora) * (2 + (params.gradient_accumulation > 1))
     return {
-        "kept for the way back": kept,
-        "the layer at work": max(head, again + back, _lengths(shape, lora)),
-        # Scaled and split for the layers; while batches are added up, the sum so far.
-        "adapter's values and gradient": adapter * (2 + (params.gradient_accumulation > 1)),
+        "kept for the way back": most,
+        "the layer at work": max(working, _lengths(shape, lora)),
+        "adapter's values and gradient": adapter,
     }
 
 
@@ -273,7 +295,7 @@ def _lengths(shape: Shape, lora: LoraParams) -> int:
 
 def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arrays:
     tokens = load.rows * load.length
-    rest = _kept(shape, lora, load, device)[2]
+    rest = _kept(shape, lora, load, device, tokens)[2]
     # Nothing is kept for a way back, so the head or one layer with SwiGLU's value, its input and output decide.
     layer = rest + (tokens * (shape.inner + 2 * shape.hidden) + _mask(shape, load)) * shape.itemsize
     layer += _plain_layer(shape, tokens, device)

@@ -23,7 +23,7 @@ from sqlora.merged import merge, product, product_back
 from sqlora.train.attention import PLAIN_ATTENTION, Attended, attend, attend_back, make_mask
 from sqlora.train.cuda.kernels import Kernels
 from sqlora.train.cuda.layers import layer_kernels
-from sqlora.train.layer import Frame, normed, normed_back, swiglu
+from sqlora.train.layer import Frame, Rows, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 
 Adapters = dict[int, tuple[mx.array, mx.array]]
@@ -39,7 +39,7 @@ class Kept:
 
     state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
     (T, width), the state between both halves; gates: (T, 2 * inner); low: of each adapted group what is behind its
-    first factor (T, rank).
+    first factor (T, rank). Where only some rows go on behind the attention, all from mixed on have these rows.
     """
 
     state: mx.array
@@ -84,9 +84,14 @@ class FusedLayer:
         return Frame(shape, mask, window, mx.array(np.tile(turns.reshape(-1), shape[0])))
 
     def forward(
-        self, state: mx.array, frame: Frame, adapters: Adapters, masks: Mapping[str, mx.array | None] | None = None
+        self,
+        state: mx.array,
+        frame: Frame,
+        adapters: Adapters,
+        masks: Mapping[str, mx.array | None] | None = None,
+        pick: Rows | None = None,
     ) -> tuple[mx.array, Kept]:
-        """(T, width) -> the same, and what `backward` needs."""
+        """(T, width) -> the same, or what `pick` takes of it, and what `backward` needs."""
         low: dict[int, mx.array] = {}
 
         def project(group: int, inputs: mx.array, add: mx.array | None = None) -> mx.array:
@@ -105,15 +110,23 @@ class FusedLayer:
         else:
             query, key, value = self._turned(project(0, normed(self._norms[0], state)), frame)
         mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window)
-        middle = project(1, mixed, state)
+        going, mixed = (pick(state), pick(mixed)) if pick else (state, mixed)
+        middle = project(1, mixed, going)
         gates = project(2, normed(self._norms[1], middle))
         out = project(3, self._gated(gates), middle)
         return out, Kept(state, attended, mixed, middle, gates, low)
 
     def backward(
-        self, gradient: mx.array, kept: Kept, frame: Frame, adapters: Adapters, *, need_input: bool
+        self,
+        gradient: mx.array,
+        kept: Kept,
+        frame: Frame,
+        adapters: Adapters,
+        *,
+        need_input: bool,
+        spread: Rows | None = None,
     ) -> tuple[mx.array | None, Gradients]:
-        """Gradients with respect to the input (None unless needed) and to the adapters."""
+        """Gradients with respect to the input (None unless needed) and to the adapters; as Layer.backward."""
         gradients: Gradients = {}
         # As in Layer.backward: what is computed again is not to be kept from the forward pass.
         before, between, gates = mx.depends([kept.state, kept.middle, kept.gates], [gradient])
@@ -134,6 +147,8 @@ class FusedLayer:
         d_normed = back(2, d_gates, normed(self._norms[1], between) if 2 in adapters else d_gates)
         middle = self._norm_back(1, between, d_normed, gradient)
         d_mixed = back(1, middle, kept.mixed)
+        if spread:
+            middle, d_mixed = spread(middle), spread(d_mixed)
         parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels, frame.window)
         inputs = normed(self._norms[0], before) if 0 in adapters else d_mixed
         if self._kernels and self._kernels_adapt(adapters, frame):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
@@ -12,7 +13,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.train.cuda.kernels import Kernels, kernels_for
 from sqlora.train.feed import Ready
 from sqlora.train.fused import FusedLayer, Taken
-from sqlora.train.layer import Factors, Frame, Gradients, Layer
+from sqlora.train.layer import Factors, Frame, Gradients, Layer, Rows
 from sqlora.train.layout import Layout
 from sqlora.train.upper import Upper, embed
 
@@ -104,17 +105,25 @@ class Written:
         masks: list[dict[str, mx.array | None]] = []
         # With no layer frozen, those below the lowest adapter need no way back.
         lowest = self._adapters.lowest
-        for layer, adapters, frame in each:
+        pick: Rows = partial(self._chosen, indices=positions)
+        early = picks_early(len(positions), len(state))
+        picks: list[Rows | None] = [None for _ in each[1:]]
+        picks.append(pick if early else None)
+        for (layer, adapters, frame), one in zip(each, picks, strict=True):
             before = state
-            state, inner = layer.forward(before, frame, adapters)
+            state, inner = layer.forward(before, frame, adapters, pick=one)
             masks.append(inner.masks)
             kept.append(before if self._upper.checkpointing else inner)
         del kept[:lowest]
-        loss, gradient = _loss_back(self._upper, self._chosen(state, positions), targets, weights)
-        # Back to all tokens by gathering: whose next token does not count takes a row of zeros, behind the others.
-        if not self._kernels:
-            gradient = mx.concatenate([gradient, mx.zeros((1, gradient.shape[1]), dtype=gradient.dtype)])
-        gradient = self._chosen(gradient, places)
+
+        def spread(rows: mx.array) -> mx.array:
+            # By gathering: whose next token does not count takes a row of zeros, behind the others.
+            if not self._kernels:
+                rows = mx.concatenate([rows, mx.zeros((1, rows.shape[1]), dtype=rows.dtype)])
+            return self._chosen(rows, places)
+
+        loss, gradient = _loss_back(self._upper, state if early else pick(state), targets, weights)
+        gradient = gradient if early else spread(gradient)
         found: list[Any] = [{} for _ in each]
         for number in reversed(range(lowest, len(each))):
             layer, adapters, frame = each[number]
@@ -122,8 +131,11 @@ class Written:
             if isinstance(keep, mx.array):
                 # The values depend on the gradient, so that they are not computed before their turn.
                 again = mx.depends([keep], [gradient])[0]
-                keep = layer.forward(again, frame, adapters, masks[number])[1]
-            below, found[number] = layer.backward(gradient, keep, frame, adapters, need_input=number > lowest)
+                keep = layer.forward(again, frame, adapters, masks[number], picks[number])[1]
+            picked = spread if picks[number] else None
+            below, found[number] = layer.backward(
+                gradient, keep, frame, adapters, need_input=number > lowest, spread=picked
+            )
             gradient = gradient if below is None else below
             if self._upper.checkpointing and below is not None:
                 # MLX would compute the factors' gradients last and keep what they need of every layer until then.
@@ -216,6 +228,14 @@ class Automatic:
         self._upper.update(tree_unflatten(list(arrays.items())))
         state = self._upper.states(inputs)
         return state.reshape(-1, state.shape[-1])
+
+
+def picks_early(counted: int, tokens: int) -> bool:
+    """Whether the last layer goes on behind its attention with what the loss looks at alone.
+
+    It is then a fraction of the work; with most of the tokens, taking them twice would cost more than it saves.
+    """
+    return 2 * counted <= tokens
 
 
 def _compile(run: Callable[..., Any], compiled: bool) -> Callable[..., Any]:

@@ -35,6 +35,8 @@ class Factors:
 
 
 Adapters = Mapping[str, Factors]
+Rows = Callable[[mx.array], mx.array]
+"""(tokens, width) -> rows of it, (rows, width)."""
 Gradients = dict[str, tuple[mx.array, mx.array]]
 
 
@@ -56,7 +58,7 @@ class Kept:
 
     state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
     (T, width), the state between both halves; gate, up: (T, inner); low: of each adapted projection x @ a and the
-    dropout's mask.
+    dropout's mask. Where only some rows go on behind the attention, all from mixed on have these rows.
     """
 
     state: mx.array
@@ -97,16 +99,22 @@ class Layer:
         return Frame(shape, make_mask(shape[1], dtype, self._heads // self._kv_heads, window))
 
     def forward(
-        self, state: mx.array, frame: Frame, adapters: Adapters, masks: Mapping[str, mx.array | None] | None = None
+        self,
+        state: mx.array,
+        frame: Frame,
+        adapters: Adapters,
+        masks: Mapping[str, mx.array | None] | None = None,
+        pick: Rows | None = None,
     ) -> tuple[mx.array, Kept]:
         """One layer.
 
         Args:
             state: (T, width); T is the product of the frame's rows and length.
             masks: the dropout's masks of an earlier call, to repeat it.
+            pick: the rows that go on behind the attention; all of them if it is left out.
 
         Returns:
-            (T, width), and what `backward` needs.
+            (T, width) or what was picked of it, and what `backward` needs.
         """
         low: dict[str, tuple[mx.array, mx.array | None]] = {}
 
@@ -128,16 +136,29 @@ class Layer:
         )
         query, key = self._rope(query), self._rope(key)
         mixed, attended = attend(query, key, value, frame.mask, self._scale)
-        middle = project("o_proj", mixed, state)
+        going, mixed = (pick(state), pick(mixed)) if pick else (state, mixed)
+        middle = project("o_proj", mixed, going)
         inputs = normed(self._norms[1], middle)
         gate, up = project("gate_proj", inputs), project("up_proj", inputs)
         out = project("down_proj", self._gated(gate, up), middle)
         return out, Kept(state, attended, mixed, middle, gate, up, low)
 
     def backward(
-        self, gradient: mx.array, kept: Kept, frame: Frame, adapters: Adapters, *, need_input: bool
+        self,
+        gradient: mx.array,
+        kept: Kept,
+        frame: Frame,
+        adapters: Adapters,
+        *,
+        need_input: bool,
+        spread: Rows | None = None,
     ) -> tuple[mx.array | None, Gradients]:
-        """Gradients with respect to the input (None unless needed) and to the factors of each adapted projection."""
+        """Gradients with respect to the input (None unless needed) and to the factors of each adapted projection.
+
+        Args:
+            gradient: of the output, picked rows of it if `forward` picked.
+            spread: picked rows -> (T, width), zeros between them.
+        """
         gradients: Gradients = {}
         # What is computed again depends on the gradient: a compiler would otherwise find that the forward pass computed
         # the same values, and keep those.
@@ -168,6 +189,8 @@ class Layer:
         d_normed = back("up_proj", d_up, inputs, back("gate_proj", d_gate, inputs))
         middle = gradient + normed_back(self._norms[1], between, d_normed)
         d_mixed = back("o_proj", middle, kept.mixed)
+        if spread:
+            middle, d_mixed = spread(middle), spread(d_mixed)
         d_query, d_key, d_value = attend_back(d_mixed, kept.attended, frame.mask, self._scale)
         # A rotation's way back does not depend on what was rotated.
         d_query, d_key = (
@@ -178,7 +201,7 @@ class Layer:
         inputs = normed(self._norms[0], before) if rows.keys() & adapters.keys() else d_query
         total: mx.array | None = None
         for name, heads in rows.items():
-            flat = heads.transpose(0, 2, 1, 3).reshape(len(gradient), -1)
+            flat = heads.transpose(0, 2, 1, 3).reshape(len(before), -1)
             if need_input:
                 total = back(name, flat, inputs, total)
             elif name in adapters:
