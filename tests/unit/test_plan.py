@@ -181,6 +181,7 @@ def test_several_ranks_share_the_batches() -> None:
         ({}, {"targets": ("q_proj", "o_proj", "up_proj", "down_proj")}, {}, 120),
         ({}, {"dropout": 0.1}, {}, 120),
         ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 1}, {}, 400),
+        ({"quantization": {"group_size": 64, "bits": 4}}, {"layers": 4}, {}, 120),
         ({"tie_word_embeddings": True}, {}, {}, 600),
         ({}, {"layers": 3}, {"states_gb": 0.0}, 120),
         ({}, {"adapter": "dora", "layers": 4}, {}, 120),
@@ -355,6 +356,8 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
     assert kept(shape=known_shape("mistral-7b").converted("float32", None, 64)) == 4 * weights
     assert kept(shape=dataclasses.replace(shape, heads=16)) == 4 * weights / 2, "heads of 256"
     assert kept(lora=dataclasses.replace(lora, dropout=0.1)) == 4 * weights
+    few = 100 * (4096 + 2 * 14336)  # of those that go on behind the attention
+    assert memory._kept(shape, lora, Load(4, 200, 1), "cuda", 100)[2] // 2 == few + 800 * (2 * 4096 + 2 * 1024 + 2 * 8)
     back = {
         device: memory._attention_back(shape, lora, Load(4, 200, 1), device, 800) // 2 for device in ("cuda", "metal")
     }

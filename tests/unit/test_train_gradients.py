@@ -269,6 +269,7 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
     lora = dataclasses.replace(LORA, layers=3, targets=("q_proj", "v_proj"))
     batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind=counted)
+    assert picks_early(len(batch.positions), 32) == (counted == "completion")
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
@@ -317,7 +318,8 @@ def test_fused_layers_attend_by_kernels_of_their_own(
         layer_types=["full_attention", "sliding_attention"],
         sliding_window=6,
     )
-    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 19), length=19, kind=counted)
+    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 18), length=18, kind=counted)
+    assert picks_early(len(batch.positions), 36) == (counted == "completion")
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
         mx.random.seed(3)

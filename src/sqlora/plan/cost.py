@@ -34,8 +34,7 @@ _EFFICIENCY = 0.6  # of a step's layers against a single matrix product, where n
 class Speed:
     """flops: floating-point operations a second of a matrix product in the model's type, of a training batch's size.
 
-    layer: seconds a token takes in one layer, forth and back; rest: seconds a batch takes beside its layers, less what
-    the last of them leaves out, so it may be negative.
+    layer: seconds a token takes in one layer, forth and back; rest: seconds a batch takes beside its layers.
     """
 
     flops: float
@@ -89,7 +88,7 @@ def measure(shape: Shape, lora: LoraParams, params: TrainParams, work: Work) -> 
         return Speed(flops, one / tokens / _EFFICIENCY, head)
     short, long = (_step_seconds(shape, lora, params, rows, length, layers, dtype) for layers in (1, 3))
     layer = max(long - short, 0.0) / 2
-    return Speed(flops, layer / tokens, max(short - layer, -layer))
+    return Speed(flops, layer / tokens, max(short - layer, 0.0))
 
 
 def _timed(work: Any, repeats: int = 5) -> float:

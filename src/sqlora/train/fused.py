@@ -39,7 +39,7 @@ class Kept:
 
     state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
     (T, width), the state between both halves; gates: (T, 2 * inner); low: of each adapted group what is behind its
-    first factor (T, rank). Where only some rows go on behind the attention, all from mixed on have these rows.
+    first factor (T, rank). Where only some rows go on behind the attention, what comes behind it has these alone.
     """
 
     state: mx.array

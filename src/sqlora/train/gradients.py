@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sqlora.mlx import mx, nn, tree_unflatten
 
-from sqlora.llama import mergeable, supports
+from sqlora.llama import GROUPS, mergeable, projections, supports
 from sqlora.params.lora import LoraParams
 from sqlora.train.cuda.kernels import Kernels, kernels_for
 from sqlora.train.feed import Ready
@@ -57,7 +57,10 @@ class Written:
         scales = _scales(layout, lora)
         if fused:
             weight = upper.model.model.norm.weight
-            self._kernels = kernels_for(weight.dtype, weight.shape)
+            heads = projections(upper.layers[0], GROUPS[0])[0]
+            heads = heads.linear if "linear" in heads else heads
+            # Rows that are taken by their indices: of the states, and of what comes out of the attention.
+            self._kernels = kernels_for(weight.dtype, [*weight.shape, heads.weight.shape[0]])
             self._adapters = Taken(layout, upper.layers, scales, self._kernels)
             self._layers = [FusedLayer(block) for block in upper.layers]
             mx.clear_cache()  # the weights that were merged have no other use for their memory

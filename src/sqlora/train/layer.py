@@ -58,7 +58,7 @@ class Kept:
 
     state: (T, width), the input; attended: what `attend_back` needs; mixed: (T, width), the attention's output; middle:
     (T, width), the state between both halves; gate, up: (T, inner); low: of each adapted projection x @ a and the
-    dropout's mask. Where only some rows go on behind the attention, all from mixed on have these rows.
+    dropout's mask. Where only some rows go on behind the attention, what comes behind it has these alone.
     """
 
     state: mx.array
