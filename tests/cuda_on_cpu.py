@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sqlora.train.cuda.compiler import PRODUCTS, TYPES, name_of, source_of
+from sqlora.train.cuda.compiler import MOVES, PRODUCTS, TYPES, name_of, source_of
 from sqlora.train.cuda.kernels import BLOCK_THREADS, Kernels
 
 Array = NDArray[np.generic]
@@ -28,6 +28,9 @@ THREADS = 512
 _DEVICE = """
 #include <bit>
 #include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
 #include <ucontext.h>
 #include <vector>
 struct Index { unsigned x; };
@@ -46,6 +49,12 @@ struct Barrier {
 static Barrier whole;
 static std::vector<Barrier> warps;
 static float registers[1024];
+struct Copy {
+    void* to;
+    const void* from;
+    unsigned bytes;
+};
+static std::deque<std::vector<Copy>> copies[1024];  // of each thread, by the ends between them
 static void __syncthreads() { whole.arrive_and_wait(); }
 static float __shfl_sync(unsigned, float value, int lane) {
     Barrier& warp = warps[threadIdx.x / 32];
@@ -63,6 +72,9 @@ static int max(int one, int other) { return one > other ? one : other; }
 static float rsqrtf(float x) { return 1 / std::sqrt(x); }
 static float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 static unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
+#define __expf(x) std::exp(float(x))
+static float __fdividef(float x, float y) { return x / y; }
+#define __launch_bounds__(...)
 #define __shared__ static
 #define __device__
 #define __global__
@@ -93,6 +105,41 @@ static void multiply(float* c, const unsigned* a, const unsigned* b) {
     all.arrive_and_wait();
 }
 """
+_MOVES = """
+static float exp2_of(float x) { return std::exp2(x); }
+typedef const T* Place;
+static Place place_of(const T* shared) { return shared; }
+static void copy(void* to, const void* from, unsigned bytes) {
+    if (((size_t)to | (size_t)from) % bytes) std::abort();
+    copies[threadIdx.x].back().push_back({to, from, bytes});
+}
+static void copy_eight(Place to, const T* from) { copy((void*)to, from, 16); }
+static void copy_one(float* to, const float* from) { copy(to, from, 4); }
+static void end_of_copies() { copies[threadIdx.x].emplace_back(); }
+// No sooner than here, for what is read too early.
+template <int COUNT> static void await_copies_but() {
+    auto& mine = copies[threadIdx.x];
+    for (; mine.size() > COUNT + 1; mine.pop_front())
+        for (auto [to, from, bytes] : mine.front()) std::memcpy(to, from, bytes);
+}
+static Place places[1024];
+static void read(unsigned* to, Place row, bool turned) {
+    const unsigned thread = threadIdx.x, warp = thread / 32 * 32, group = thread % 32 / 4, lane = thread % 4;
+    Barrier& all = warps[thread / 32];
+    if ((size_t)row % 16) std::abort();
+    places[thread] = row;
+    all.arrive_and_wait();
+    for (unsigned i = 0; i < 4; i++) {
+        const Place* rows = places + warp + 8 * i;
+        const T one = turned ? rows[lane * 2][group] : rows[group][lane * 2];
+        const T other = turned ? rows[lane * 2 + 1][group] : rows[group][lane * 2 + 1];
+        to[i] = one | unsigned(other) << 16;
+    }
+    all.arrive_and_wait();
+}
+static void read_matrices(unsigned* to, Place row) { read(to, row, false); }
+static void read_turned_matrices(unsigned* to, Place row) { read(to, row, true); }
+"""
 _LAUNCH = """
 struct Pointer {
     void* to;
@@ -113,7 +160,7 @@ extern "C" int launch(void** all, const int* whole_numbers, const float* others,
         whole = {threads};
         warps.assign(threads / 32, {32});
         for (unsigned number = 0; number < threads; number++) {
-            done[number] = false;
+            done[number] = false, copies[number].assign(1, {});
             getcontext(&contexts[number]);
             contexts[number].uc_stack.ss_sp = &stacks[number << 16];
             contexts[number].uc_stack.ss_size = 1 << 16;
@@ -210,5 +257,5 @@ def run(
 
 def _without_ptx(text: str, dtype: str) -> str:
     if dtype in PRODUCTS:
-        text = text.replace(PRODUCTS[dtype], _MULTIPLY)
+        text = text.replace(PRODUCTS[dtype], _MULTIPLY).replace(MOVES, _MOVES)
     return text.replace(TYPES[dtype], _FLOAT16) if dtype == "float16" else text

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from sqlora.train.cuda.compiler import (
     source_of,
 )
 from sqlora.train.cuda.kernels import kernels_for
-from sqlora.train.cuda.layers import LayerKernels, angles_of, layer_kernels, turns_of
+from sqlora.train.cuda.layers import LayerKernels, angles_of, layer_kernels, parts_of, turns_of
 from sqlora.train.layer import normed_back
 
 ROWS, QUERIES, KEYS, SIZE = 2, 4, 2, 8
@@ -114,7 +115,9 @@ def test_gradients_of_heads_that_share_a_key_are_added_up() -> None:
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(
-    ("length", "window"), [(1, None), (16, None), (37, None), (40, 64), (50, 20), (33, 5), (49, 1), (49, 16), (49, 17)]
+    ("length", "window"),
+    [(1, None), (16, None), (37, None), (40, 64), (50, 20), (33, 5), (49, 1), (49, 16), (49, 17), (133, None)]
+    + [(100, window) for window in (1, 31, 32, 33, 64, 65)],
 )
 def test_attention_of_16_bits_is_that_of_mlx(length: int, window: int | None) -> None:
     check_attention(mx.float16, 64, length, window, 1.5e-3)
@@ -125,21 +128,32 @@ def test_attention_of_larger_heads_is_that_of_mlx() -> None:
     check_attention(mx.bfloat16, 128, 21, None, 1e-2)
 
 
-def check_attention(dtype: mx.Dtype, size: int, length: int, window: int | None, most: float) -> None:
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("blocks", [1, 7])
+def test_a_block_adds_up_the_gradients_of_heads_that_share_a_key(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    monkeypatch.setattr(layers, "_ENOUGH_BLOCKS", blocks)
+    own = replace(attention_kernels(mx.float16, 64), queries=8)
+    assert parts_of(ROWS, 40, 8, KEYS) == (1 if blocks == 1 else 2)
+    check_attention(mx.float16, 64, 40, 20, 1.5e-3, own)
+
+
+def check_attention(
+    dtype: mx.Dtype, size: int, length: int, window: int | None, most: float, own: LayerKernels | None = None
+) -> None:
     """By the kernels, and in float32 by MLX: errors are below a share of the largest number."""
-    own = attention_kernels(dtype, size)
-    inputs = [random_array(ROWS, heads, length, size, seed=heads).astype(dtype) for heads in (QUERIES, KEYS, KEYS)]
+    own = own or attention_kernels(dtype, size)
+    inputs = [random_array(ROWS, heads, length, size, seed=heads).astype(dtype) for heads in (own.queries, KEYS, KEYS)]
     query, key, value = (one.astype(mx.float32) for one in inputs)
-    mask = make_mask(length, mx.float32, QUERIES // KEYS, window)
+    mask = make_mask(length, mx.float32, own.queries // KEYS, window)
     expected, kept = attend(query, key, value, mask, own.scale)
     found, own_kept = attend(*inputs, None, own.scale, own, window)
     assert own_kept.weights is None
     gradient = random_array(*found.shape, seed=9).astype(dtype)
     back = attend_back(gradient.astype(mx.float32), kept, mask, own.scale)
     own_back = list(attend_back(gradient, own_kept, None, own.scale, own, window))
+    parts = parts_of(ROWS, length, own.queries, KEYS)
     for place in (1, 2):
-        parts = own_back[place].astype(mx.float32).reshape(ROWS, KEYS, -1, length, size)
-        own_back[place] = parts.sum(axis=2)
+        own_back[place] = own_back[place].astype(mx.float32).reshape(ROWS, KEYS, parts, length, size).sum(axis=2)
     for one, other in zip((found, *own_back), (expected, *back), strict=True):
         error = np.abs(np.array(one.astype(mx.float32)) - np.array(other)).max()
         assert error <= most * max(1, np.abs(np.array(other)).max())
@@ -202,7 +216,7 @@ def test_an_adapter_between_norm_and_products(tokens: int, width: int, rank: int
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize(("tokens", "inner"), [(1, 4), (5, 300)])
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 8), (5, 304)])
 def test_the_way_back_of_gates(tokens: int, inner: int) -> None:
     gates, gradient = random_array(tokens, 2 * inner) * 3, random_array(tokens, inner, seed=2)
 
@@ -215,7 +229,7 @@ def test_the_way_back_of_gates(tokens: int, inner: int) -> None:
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-@pytest.mark.parametrize(("tokens", "inner"), [(1, 4), (5, 300)])
+@pytest.mark.parametrize(("tokens", "inner"), [(1, 8), (5, 304)])
 def test_gates_apart_and_side_by_side(tokens: int, inner: int) -> None:
     gate, up = random_array(tokens, inner) * 3, random_array(tokens, inner, seed=2)
     gate[0, 0], gate[0, 1] = -200, 200
@@ -371,7 +385,7 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         "norm_back": (3, 512, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
         # For each eight of the rank, one for 64 columns of the inputs or the gradient.
         "factors_back": (2 * 2, 512, lambda: own.factors_back(state, small, small, state)),
-        "gates_back": (1, 256, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for four columns
+        "gates_back": (1, 256, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for eight columns
         "gated": (1, 256, lambda: own.gated(state, state)),
         "rows": (2, 256, lambda: own.rows(state, indices)),  # 17 rows of 64 columns
         "entries": (2, 256, lambda: own.entries(vector, vector, mx.zeros(257, dtype=mx.int32))),
@@ -401,26 +415,38 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         assert set(one["output_dtypes"]) == {mx.float32 if name == "entries_back" else dtype}
 
 
-def test_mlx_is_asked_for_a_warp_for_sixteen_queries(asked: list[dict[str, Any]]) -> None:
+def test_mlx_is_asked_for_a_block_for_64_rows_of_a_head(asked: list[dict[str, Any]]) -> None:
     own = attention_kernels(mx.float16, 128)
-    query, key = (random_array(3, heads, 17, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
+    query, key = (random_array(3, heads, 65, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
     mixed, sums = own.attend(query, key, key, None)
-    assert (mixed.shape, mixed.dtype) == ((3 * 17, QUERIES * 128), mx.float16)
-    assert (sums.shape, sums.dtype) == ((3, QUERIES, 17), mx.float32)
+    assert (mixed.shape, mixed.dtype) == ((3 * 65, QUERIES * 128), mx.float16)
+    assert (sums.shape, sums.dtype) == ((3, QUERIES, 65), mx.float32)
     own.attend_back(mixed, query, key, key, mixed, sums, None)
-    warps = 2 * 3 * QUERIES  # two for 17 queries
-    assert [one["grid"][0] for one in asked] == [warps * 32, 3 * warps * 32]
-    assert [one["threadgroup"] for one in asked] == [(64, 1, 1)] * 2
-    assert [array.dtype for array in asked[1]["inputs"]] == [mx.float16] * 4 + [mx.float32, mx.float16]
+    blocks = 2 * 3 * QUERIES  # two for 65 rows
+    columns = 3 * 65 * QUERIES * 128  # of the output, of which a thread takes eight
+    assert [one["grid"][0] for one in asked] == [blocks * 128, -(-columns // 8 // 128) * 128, 3 * blocks * 128]
+    assert [one["threadgroup"] for one in asked] == [(128, 1, 1)] * 3
+    assert [array.dtype for array in asked[1]["inputs"]] == [mx.float16] * 2
+    assert [array.dtype for array in asked[2]["inputs"]] == [mx.float16] * 3 + [mx.float32] * 2 + [mx.float16]
+
+
+def test_gradients_of_keys_are_in_parts_while_there_are_few_blocks(asked: list[dict[str, Any]]) -> None:
+    own = replace(attention_kernels(mx.float16, 128), queries=24, keys=4)
+    # 4 heads of keys, a block for up to 64 rows of each.
+    shapes = (1, 64), (42, 64), (43, 64), (63, 65), (64, 65), (128, 1)
+    assert [parts_of(*shape, 24, 4) for shape in shapes] == [6, 6, 3, 2, 1, 1]
+    query, key = (mx.zeros((43, heads, 64, 128), dtype=mx.float16) for heads in (24, 4))
+    found = own.attend_back(mx.zeros((43 * 64, 24 * 128)), query, key, key, query, mx.zeros((43, 24, 64)), None)
+    assert [one.shape[1] for one in found] == [24, 12, 12]
+    assert asked[-1]["grid"][0] == 43 * (24 + 2 * 12) * 128
 
 
 def test_many_tokens_and_large_ranks_are_for_products() -> None:
     own = attention_kernels(mx.bfloat16, 128)
-    assert own.attends((8, 128))
-    assert not own.attends((8, 129))
-    assert not of(ROPES["plain"]()).attends((1, 1)), "there is none for the size"
-    assert own.adapts((8, 128), 32)
-    assert not own.adapts((8, 129), 32)
+    assert own.attends
+    assert not of(ROPES["plain"]()).attends, "there is none for the size"
+    assert own.adapts((4, 128), 32)
+    assert not own.adapts((4, 129), 32)
     assert not own.adapts((1, 1), 40)
 
 

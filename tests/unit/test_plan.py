@@ -351,7 +351,7 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
         )
 
     assert kept() == 4 * 200 * 4096, "what comes out of it"
-    assert kept(rows=6) == 6 * weights, "too many tokens for the kernels"
+    assert kept(rows=60) == 60 * 200 * 4096
     assert kept(device="metal") == 4 * weights
     assert kept(shape=known_shape("mistral-7b").converted("float32", None, 64)) == 4 * weights
     assert kept(shape=dataclasses.replace(shape, heads=16)) == 4 * weights / 2, "heads of 256"

@@ -334,7 +334,8 @@ def test_fused_layers_attend_by_kernels_of_their_own(
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
         loss, gradient = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
         results.append((loss.item(), np.array(gradient)))
-    assert ("attend_64" in ran) == ("attend_back_64" in ran) == ("norm_low" in ran) == (tokens_of_own == 1024)
+    assert {"attend_64", "attend_means_64", "attend_back_64"} <= set(ran)
+    assert ("norm_low" in ran) == (tokens_of_own == 1024)
     assert results[1][0] == pytest.approx(results[0][0], rel=2e-3)
     assert np.linalg.norm(results[1][1] - results[0][1]) < 1e-2 * np.linalg.norm(results[0][1])
 

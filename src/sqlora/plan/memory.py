@@ -24,7 +24,7 @@ from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
 from sqlora.train.cuda.compiler import SIZES
-from sqlora.train.cuda.layers import MOST_TOKENS
+from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
@@ -123,8 +123,8 @@ def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> b
 
     Before sm_80, or where NVRTC fails, it is not, and takes some megabytes more.
     """
-    fits = load.length <= PLAIN_ATTENTION and load.rows * load.length <= MOST_TOKENS
-    return _fused(shape, lora, device) and shape.itemsize == 2 and shape.queries // shape.heads in SIZES and fits
+    fits = load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
+    return _fused(shape, lora, device) and fits
 
 
 def _kept(shape: Shape, lora: LoraParams, load: Load, device: str, going: int) -> tuple[int, int, int]:
@@ -223,8 +223,10 @@ def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str, goi
     # The gradient and middle's; d_mixed and its transposed copy; d_value.
     width = 2 * shape.hidden + 2 * shape.queries + shape.keys
     if _own_attention(shape, lora, load, device):
-        # d_mixed; d_query, and d_key and d_value by the queries' heads.
-        matrices, width = 0, 2 * shape.hidden + 4 * shape.queries
+        # d_mixed; d_query, and d_key and d_value in parts.
+        keys = shape.keys * shape.heads // shape.queries
+        parts = parts_of(load.rows, load.length, shape.heads, keys)
+        matrices, width = 0, 2 * shape.hidden + 2 * shape.queries + 2 * shape.keys * parts
     gone = going * 2 * shape.inner
     more = gone if not _written(shape, lora) else 0
     most = (tokens * width + matrices * attention - more) * shape.itemsize

@@ -67,7 +67,7 @@ def attend(
     """
     rows, heads, length, size = query.shape
     weights = None
-    if kernels and kernels.attends((rows, length)) and length <= PLAIN_ATTENTION:
+    if kernels and kernels.attends and length <= PLAIN_ATTENTION:
         mixed, sums = kernels.attend(query, key, value, window)
         return mixed, Attended(query, key, value, mixed=mixed, sums=sums)
     if length > PLAIN_ATTENTION:

@@ -28,7 +28,7 @@ from sqlora.publish import publish_file
 from sqlora.train.interruption import Interrupted
 from sqlora.train.stores import bytes_of, held, unused
 
-FORMAT = 4  # of the files; goes up when older ones cannot be read any more, or would have other bits now
+FORMAT = 5  # of the files; goes up when older ones cannot be read any more, or would have other bits now
 ENTRY_BYTES = 80  # of an example in an index, at most
 _CHECKERS = 8  # threads: zlib leaves Python's lock
 

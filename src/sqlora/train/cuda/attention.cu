@@ -1,12 +1,22 @@
-// Attention and its way back, by the tensor cores' products of 16 x 16 and 16 x 8 numbers, for types of 16 bits. A warp
-// takes 16 queries of a head, or 16 keys, and works on 16 x 16 scores at a time: what all of them would take is never in
-// memory (Dao et al., 2022: FlashAttention). Inputs are short enough that they stay in the caches.
+// Attention and its way back, by the tensor cores' products of 16 x 16 and 16 x 8 numbers, for types of 16 bits. A block
+// takes some rows of a head, each of its warps 16 of them, and the rows on the other side go past in tiles in shared
+// memory, the next of which are copied meanwhile: what all scores would take is never in memory (Dao et al., 2022:
+// FlashAttention).
 //
 // A thread holds, of a left side and of what comes out, rows `upper()` and upper() + 8, and of each eight columns
-// `left()` and left() + 1; of a right side, turned, the same with columns for rows (PTX: mma.m16n8k16).
+// `left()` and left() + 1; of a right side, turned, the same with columns for rows (PTX: mma.m16n8k16, ldmatrix).
 
-__device__ inline int upper() { return threadIdx.x % 32 / 4; }
-__device__ inline int left() { return threadIdx.x % 4 * 2; }
+const int TILE = 16;     // rows that go past together
+const int STAGES = 4;    // tiles of a matrix in shared memory: one at work, the others on their way
+const int THREADS = 128;
+const int OWN = THREADS / 32 * 16;
+const int BESIDE = 8;    // more columns in shared memory, or eight rows of a column would lie in one bank
+const float HIDDEN = -3.0e38f;
+const float LOG2_E = 1.44269504f;
+
+__device__ inline int lane() { return threadIdx.x % 32; }
+__device__ inline int upper() { return lane() / 4; }
+__device__ inline int left() { return lane() % 4 * 2; }
 __device__ inline unsigned both(const T* from) { return *(const unsigned*)from; }
 __device__ inline unsigned both(T first, T second) { return first | unsigned(second) << 16; }
 __device__ inline unsigned both(float first, float second) { return both(put(first), put(second)); }
@@ -14,12 +24,26 @@ __device__ inline unsigned both(float first, float second) { return both(put(fir
 // Rows of a matrix, of which the last is taken for those behind it.
 struct Matrix {
     const T* start;
-    Size stride;
-    int last;
+    int stride, last;
     __device__ const T* row(int number) const { return start + Size(min(number, last)) * stride; }
 };
 
-// 16 rows of a matrix as a left side.
+// A row in shared memory.
+template <int SIZE> struct Stored {
+    T at[SIZE + BESIDE];
+};
+
+// Begin to copy a tile from row `first` on.
+template <int SIZE> __device__ inline void fetch(Stored<SIZE>* to, const Matrix& from, int first) {
+    const int pieces = SIZE / 8, step = THREADS / pieces;  // a thread's rows
+    const int row = threadIdx.x / pieces, column = threadIdx.x % pieces * 8;
+    const Place place = place_of(to[row].at) + column;
+#pragma unroll
+    for (int next = 0; next < TILE; next += step)
+        copy_eight(place + next * (SIZE + BESIDE), from.row(first + row + next) + column);
+}
+
+// 16 rows as a left side.
 template <int SIZE> struct Rows {
     unsigned parts[SIZE / 16][4];
     __device__ Rows(const Matrix& matrix, int first) {
@@ -39,53 +63,80 @@ struct Tile {
     __device__ static int column(int half, int number) { return 8 * half + left() + number % 2; }
 };
 
-// rows @ matrix[first : first + 16].T
-template <int SIZE> __device__ inline Tile products(const Rows<SIZE>& rows, const Matrix& matrix, int first) {
-    Tile tile;
+// rows @ tile.T
+template <int SIZE> __device__ inline Tile products(const Rows<SIZE>& rows, const Stored<SIZE>* tile) {
+    Tile result;
+    const Place from = place_of(tile[lane() / 16 * 8 + lane() % 8].at) + lane() / 8 % 2 * 8;
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const T* from = matrix.row(first + 8 * half + upper()) + left();
-#pragma unroll
-        for (int part = 0; part < SIZE / 16; part++) {
-            const unsigned right[2] = {both(from + 16 * part), both(from + 16 * part + 8)};
-            multiply(tile.halves[half], rows.parts[part], right);
-        }
+    for (int part = 0; part < SIZE / 16; part++) {
+        unsigned right[4];
+        read_matrices(right, from + 16 * part);
+        multiply(result.halves[0], rows.parts[part], right);
+        multiply(result.halves[1], rows.parts[part], right + 2);
     }
-    return tile;
+    return result;
 }
 
 // 16 rows of what comes out.
 template <int SIZE> struct Results {
     float parts[SIZE / 8][4] = {};
 
-    // += tile @ matrix[first : first + 16]
-    __device__ void add(const Tile& tile, const Matrix& matrix, int first) {
+    // += weights @ tile
+    __device__ void add(const Tile& weights, const Stored<SIZE>* tile) {
         const unsigned rows[4] = {
-            both(tile.halves[0][0], tile.halves[0][1]), both(tile.halves[0][2], tile.halves[0][3]),
-            both(tile.halves[1][0], tile.halves[1][1]), both(tile.halves[1][2], tile.halves[1][3]),
+            both(weights.halves[0][0], weights.halves[0][1]), both(weights.halves[0][2], weights.halves[0][3]),
+            both(weights.halves[1][0], weights.halves[1][1]), both(weights.halves[1][2], weights.halves[1][3]),
         };
-        const T *from[4] = {
-            matrix.row(first + left()) + upper(), matrix.row(first + left() + 1) + upper(),
-            matrix.row(first + left() + 8) + upper(), matrix.row(first + left() + 9) + upper(),
-        };
+        const Place from = place_of(tile[lane() % 16].at) + lane() / 16 * 8;
 #pragma unroll
-        for (int part = 0; part < SIZE / 8; part++) {
-            const unsigned right[2] = {
-                both(from[0][8 * part], from[1][8 * part]), both(from[2][8 * part], from[3][8 * part])
-            };
-            multiply(parts[part], rows, right);
+        for (int part = 0; part < SIZE / 16; part++) {
+            unsigned right[4];
+            read_turned_matrices(right, from + 16 * part);
+            multiply(parts[2 * part], rows, right);
+            multiply(parts[2 * part + 1], rows, right + 2);
         }
     }
 
     // Into rows from `first` of a matrix, each times its factor.
-    __device__ void store(T* matrix, Size stride, int first, int length, const float* factors) const {
+    __device__ void store(T* matrix, int stride, int first, int length, const float* factors) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = first + upper() + 8 * half;
+            T* to = matrix + Size(row) * stride + left();
             if (row < length)
+#pragma unroll
                 for (int part = 0; part < SIZE / 8; part++)
-                    *(unsigned*)(matrix + Size(row) * stride + 8 * part + left()) =
+                    *(unsigned*)(to + 8 * part) =
                         both(parts[part][2 * half] * factors[half], parts[part][2 * half + 1] * factors[half]);
+        }
+    }
+};
+
+// Tiles of two matrices in shared memory.
+template <int SIZE> struct Tiles {
+    Stored<SIZE> (*one)[TILE], (*other)[TILE];
+
+    // Rows from `begin` to `end` of two matrices go past: work(tile of one, of the other, stage, number of the first row).
+    // more(stage, number) begins to copy what else belongs to a tile.
+    template <class More, class Work> __device__ void pass(
+        const Matrix& from, const Matrix& with, int begin, int end, More more, Work work
+    ) const {
+        const auto start = [&](int number, int stage) {
+            if (number < end) {
+                fetch<SIZE>(one[stage], from, number);
+                fetch<SIZE>(other[stage], with, number);
+                more(stage, number);
+            }
+            end_of_copies();
+        };
+        __syncthreads();  // all are through with the last pass
+#pragma unroll
+        for (int stage = 0; stage < STAGES - 1; stage++) start(begin + stage * TILE, stage);
+        for (int number = begin, stage = 0; number < end; number += TILE, stage = (stage + 1) % STAGES) {
+            await_copies_but<STAGES - 2>();
+            __syncthreads();  // all have this tile, and are through with the one before
+            start(number + (STAGES - 1) * TILE, (stage + STAGES - 1) % STAGES);
+            work(one[stage], other[stage], stage, number);
         }
     }
 };
@@ -101,181 +152,226 @@ __device__ inline float most_of_row(float value) {
     return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
 }
 
-// Of row `number` of two matrices, for the four threads that take it; their columns are theirs.
-template <int SIZE> __device__ inline float product_of_rows(const Matrix& one, const Matrix& other, int number) {
-    const T *from = one.row(number) + left(), *with = other.row(number) + left();
-    float sum = 0;
-#pragma unroll
-    for (int part = 0; part < SIZE / 8; part++) {
-        const unsigned here = both(from + 8 * part), there = both(with + 8 * part);
-        sum += get(T(here)) * get(T(there)) + get(T(here >> 16)) * get(T(there >> 16));
-    }
-    return sum_of_row(sum);
-}
+// Whether a query sees a key that is so many places before it; one behind it is none. `most` is 0 for rows behind the end.
+__device__ inline bool sees(int before, int most) { return unsigned(before) < unsigned(most); }
 
-__device__ inline bool sees(int query, int key, int length, int window) {
-    return query < length && key <= query && (!window || key > query - window);
-}
-
-// What a warp works on: 16 queries from `first` of a head, or keys. tile: its number among all of its kind.
+// What a block works on: rows from `first` on of a head of an example. number: among all of its kind.
 struct Task {
-    int first, head, row;
-    __device__ Task(int tile, int heads, int length) {
-        const int tiles = (length + 15) / 16;
-        first = tile % tiles * 16, head = tile / tiles % heads, row = tile / tiles / heads;
+    int first, head, row, mine;  // the last: the first of the warp's rows
+    __device__ Task(int number, int heads, int length) {
+        const int chunks = (length + OWN - 1) / OWN;
+        first = number % chunks * OWN, head = number / chunks % heads, row = number / chunks / heads;
+        mine = first + threadIdx.x / 32 * 16;
+    }
+    // The keys that its queries see.
+    __device__ int begin(int window) const { return max(0, first - window + 1) / TILE * TILE; }
+    __device__ int end(int length) const { return min(length, first + OWN); }
+    // Whether a query of the warp sees a key of a tile, and whether a query of a tile sees a key of the warp.
+    __device__ bool looks(int key, int length, int window) const {
+        return mine < length && key <= mine + 15 && key + TILE > mine - window + 1;
+    }
+    __device__ bool seen(int query, int length, int window) const {
+        return mine < length && query + TILE > mine && query < mine + 15 + window;
     }
 };
 
-// mixed: the attention's output, token after token; sums: (rows, queries, length) the logarithm of each query's sum.
+// mixed: the attention's output, token after token; sums: (rows, queries, length) of each query's sum the logarithm to base
+// 2. window: of at most `length` tokens.
 template <int SIZE> __device__ inline void attend(
-    const T* query, const T* key, const T* value, T* mixed, float* sums, int rows, int length, int queries, int keys,
-    int window, float scale
+    const T* query, const T* key, const T* value, T* mixed, float* sums, int length, int queries, int keys, int window,
+    float scale
 ) {
-    const int warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    if (warp >= (length + 15) / 16 * queries * rows) return;
-    const Task task(warp, queries, length);
-    const Size head = task.row * queries + task.head, shared = task.row * keys + task.head / (queries / keys);
-    const Matrix key_rows = {key + shared * length * SIZE, SIZE, length - 1};
-    const Matrix value_rows = {value + shared * length * SIZE, SIZE, length - 1};
-    const Rows<SIZE> query_rows(Matrix{query + head * length * SIZE, SIZE, length - 1}, task.first);
+    alignas(16) __shared__ Stored<SIZE> one[STAGES][TILE], other[STAGES][TILE];
+    const Task task(blockIdx.x, queries, length);
+    const Size head = task.row * queries + task.head, same = task.row * keys + task.head / (queries / keys);
+    const Matrix key_rows = {key + same * length * SIZE, SIZE, length - 1};
+    const Matrix value_rows = {value + same * length * SIZE, SIZE, length - 1};
+    const Rows<SIZE> query_left(Matrix{query + head * length * SIZE, SIZE, length - 1}, task.mine);
     Results<SIZE> out;
-    float most[2] = {-3.0e38f, -3.0e38f}, sum[2] = {};
-    for (int from = window ? max(0, task.first - window + 1) / 16 * 16 : 0; from <= task.first; from += 16) {
-        Tile scores = products(query_rows, key_rows, from);
+    scale *= LOG2_E;
+    float most[2] = {HIDDEN, HIDDEN}, sum[2] = {};
+    Tiles<SIZE>{one, other}.pass(
+        key_rows, value_rows, task.begin(window), task.end(length), [](int, int) {},
+        [&](const Stored<SIZE>* key_tile, const Stored<SIZE>* value_tile, int, int from) {
+            if (!task.looks(from, length, window)) return;
+            Tile scores = products(query_left, key_tile);
 #pragma unroll
-        for (int low = 0; low < 2; low++) {  // the row above and that below
-            const int place = task.first + upper() + 8 * low;
-            float here = most[low];
+            for (int low = 0; low < 2; low++) {  // the row above and that below
+                const int before = task.mine - from + Tile::row(2 * low);
+                float here = most[low];
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int number = 2 * low; number < 2 * low + 2; number++) {
-                    float& score = scores.halves[half][number];
-                    const bool seen = sees(place, from + Tile::column(half, number), length, window);
-                    score = seen ? score * scale : -3.0e38f;
+                for (int number = 0; number < 4; number++) {
+                    const int half = number / 2, at = 2 * low + number % 2;
+                    float& score = scores.halves[half][at];
+                    if (!sees(before - Tile::column(half, at), window)) score = HIDDEN;
                     here = fmaxf(here, score);
                 }
-            here = most_of_row(here);
-            const float less = expf(most[low] - here);
-            most[low] = here, sum[low] *= less;
+                here = most_of_row(here);
+                const float base = here == HIDDEN ? 0 : here * scale;  // so that what is hidden has the weight 0
+                const float less = exp2_of(most[low] * scale - base);
+                most[low] = here, sum[low] *= less;
 #pragma unroll
-            for (int part = 0; part < SIZE / 8; part++)
-                out.parts[part][2 * low] *= less, out.parts[part][2 * low + 1] *= less;
+                for (int part = 0; part < SIZE / 8; part++)
+                    out.parts[part][2 * low] *= less, out.parts[part][2 * low + 1] *= less;
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int number = 2 * low; number < 2 * low + 2; number++) {
-                    float& score = scores.halves[half][number];
-                    score = score < -1.0e38f ? 0 : expf(score - here);  // what is no number stays none
+                for (int number = 0; number < 4; number++) {
+                    float& score = scores.halves[number / 2][2 * low + number % 2];
+                    score = exp2_of(score * scale - base);
                     sum[low] += score;
                 }
+            }
+            out.add(scores, value_tile);
         }
-        out.add(scores, value_rows, from);
-    }
+    );
     float factors[2];
 #pragma unroll
     for (int low = 0; low < 2; low++) {
-        const int place = task.first + upper() + 8 * low;
+        const int place = task.mine + Tile::row(2 * low);
         sum[low] = sum_of_row(sum[low]);
         factors[low] = 1 / sum[low];
-        if (place < length && left() == 0) sums[head * length + place] = most[low] + logf(sum[low]);
+        if (place < length && left() == 0) sums[head * length + place] = most[low] * scale + log2f(sum[low]);
     }
-    const Size stride = Size(queries) * SIZE;
-    out.store(mixed + task.row * length * stride + task.head * SIZE, stride, task.first, length, factors);
+    const int stride = queries * SIZE;
+    out.store(mixed + Size(task.row) * length * stride + task.head * SIZE, stride, task.mine, length, factors);
 }
 
-// gradient: that of mixed. A warp takes the gradient of 16 keys, of 16 values or of 16 queries, of a query's head: those of
-// keys and values are (rows, queries, length, size), to be added up for the heads that share a key. The scores are computed
-// again. A score's gradient is its weight times how much that of the weight is above `mean`, what mixed and its gradient
-// give together.
-template <int SIZE> __device__ inline void attend_back(
-    const T* query, const T* key, const T* value, const T* mixed, const float* sums, const T* gradient, T* d_query,
-    T* d_key, T* d_value, int rows, int length, int queries, int keys, int window, float scale
+// What mixed and its gradient, token after token, give together for each query: (rows, queries, length). A thread takes
+// eight columns.
+template <int SIZE> __device__ inline void attend_means(
+    const T* mixed, const T* gradient, float* means, int rows, int length, int queries
 ) {
-    const int tasks = (length + 15) / 16 * rows * queries, warp = (blockIdx.x * blockDim.x + threadIdx.x) / 32;
-    if (warp >= 3 * tasks) return;
-    const int kind = warp / tasks, last = length - 1;  // key, value, query
-    const Task task(warp % tasks, queries, length);
-    const Size shared = task.row * keys + task.head / (queries / keys), head = task.row * queries + task.head;
-    const Size stride = Size(queries) * SIZE, start = task.row * length * stride + task.head * SIZE;
-    const Matrix query_rows = {query + head * length * SIZE, SIZE, last};
-    const Matrix key_rows = {key + shared * length * SIZE, SIZE, last}, value_rows = {value + shared * length * SIZE, SIZE, last};
-    const Matrix changes = {gradient + start, stride, last}, outputs = {mixed + start, stride, last};
-    const float ones[2] = {1, 1};
+    const int number = (blockIdx.x * blockDim.x + threadIdx.x) / (SIZE / 8), token = number / queries;
+    const Size start = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    const bool there = token < rows * length;
+    float sum = 0;
+    if (there) {
+        const Eight here = eight(mixed + start), with = eight(gradient + start);
+#pragma unroll
+        for (int place = 0; place < 8; place++) sum += get(here.at[place]) * get(with.at[place]);
+    }
+#pragma unroll
+    for (int step = SIZE / 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+    const int row = token / length;
+    if (there && threadIdx.x % (SIZE / 8) == 0)
+        means[(Size(row) * queries + number - token * queries) * length + token - row * length] = sum;
+}
+
+// gradient: that of mixed. A block takes the gradient of keys, of values or of queries; those of keys and values are
+// (rows, keys * parts, length, size), each of so many heads that share a key, to be added up. The scores are computed again.
+// A score's gradient is its weight times how much that of the weight is above the query's mean.
+template <int SIZE> __device__ inline void attend_back(
+    const T* query, const T* key, const T* value, const float* means, const float* sums, const T* gradient, T* d_query,
+    T* d_key, T* d_value, int rows, int length, int queries, int keys, int parts, int window, float scale
+) {
+    alignas(16) __shared__ Stored<SIZE> one[STAGES][TILE], other[STAGES][TILE];
+    alignas(16) __shared__ float mean_tiles[STAGES][TILE], sum_tiles[STAGES][TILE];
+    const int chunks = (length + OWN - 1) / OWN, last = length - 1, tasks = chunks * rows * keys * parts;
+    const int block = blockIdx.x, kind = min(block / tasks, 2);  // key, value, query
+    const Task task(block - kind * tasks, kind == 2 ? queries : keys * parts, length);
+    const Tiles<SIZE> tiles = {one, other};
+    const auto of = [&](const T* from, int heads, int head) {
+        return Matrix{from + Size(task.row * heads + head) * length * SIZE, SIZE, last};
+    };
+    const auto changes = [&](int head) {
+        return Matrix{gradient + (Size(task.row) * length * queries + head) * SIZE, queries * SIZE, last};
+    };
+    const float by_scale[2] = {scale, scale}, ones[2] = {1, 1}, scale_2 = scale * LOG2_E;
     Results<SIZE> out;
     if (kind == 2) {
-        const Rows<SIZE> query_left(query_rows, task.first), change_left(changes, task.first);
-        float mean[2], total[2];
+        const int same = task.head / (queries / keys);
+        const Rows<SIZE> query_left(of(query, queries, task.head), task.mine), change_left(changes(task.head), task.mine);
+        float mean[2], sum[2];
+        int most[2];
 #pragma unroll
         for (int low = 0; low < 2; low++) {
-            const int place = min(task.first + upper() + 8 * low, last);
-            mean[low] = product_of_rows<SIZE>(changes, outputs, place);
-            total[low] = sums[head * length + place];
+            const int place = task.mine + Tile::row(2 * low);
+            const Size at = Size(task.row * queries + task.head) * length + min(place, last);
+            mean[low] = means[at], sum[low] = sums[at];
+            most[low] = place < length ? window : 0;
         }
-        for (int from = window ? max(0, task.first - window + 1) / 16 * 16 : 0; from <= task.first; from += 16) {
-            Tile scores = products(query_left, key_rows, from);
-            const Tile changed = products(change_left, value_rows, from);
+        tiles.pass(
+            of(key, keys, same), of(value, keys, same), task.begin(window), task.end(length), [](int, int) {},
+            [&](const Stored<SIZE>* key_tile, const Stored<SIZE>* value_tile, int, int from) {
+                if (!task.looks(from, length, window)) return;
+                Tile scores = products(query_left, key_tile);
+                const Tile changed = products(change_left, value_tile);
+                const int before = task.mine - from;
 #pragma unroll
-            for (int half = 0; half < 2; half++)
-#pragma unroll
-                for (int number = 0; number < 4; number++) {
-                    float& score = scores.halves[half][number];
-                    const int place = task.first + Tile::row(number), low = number / 2;
-                    const bool seen = sees(place, from + Tile::column(half, number), length, window);
-                    const float weight = seen ? expf(score * scale - total[low]) : 0;
-                    score = weight * (changed.halves[half][number] - mean[low]) * scale;
+                for (int number = 0; number < 8; number++) {
+                    const int half = number / 4, at = number % 4, low = at / 2;
+                    float& score = scores.halves[half][at];
+                    const bool seen = sees(before + Tile::row(at) - Tile::column(half, at), most[low]);
+                    const float weight = seen ? exp2_of(score * scale_2 - sum[low]) : 0;
+                    score = weight * (changed.halves[half][at] - mean[low]);
                 }
-            out.add(scores, key_rows, from);
-        }
-        out.store(d_query + head * length * SIZE, SIZE, task.first, length, ones);
+                out.add(scores, key_tile);
+            }
+        );
+        T* to = d_query + Size(task.row * queries + task.head) * length * SIZE;
+        out.store(to, SIZE, task.mine, length, by_scale);
         return;
     }
-    const Rows<SIZE> key_left(key_rows, task.first), value_left(value_rows, task.first);
-    for (int from = task.first; from < length && (!window || from < task.first + 15 + window); from += 16) {
-        Tile scores = products(key_left, query_rows, from), changed;
-        if (kind == 0) changed = products(value_left, changes, from);
+    const int count = queries / keys / parts, end = min(length, task.first + OWN + window);
+    const Rows<SIZE> key_left(of(key, keys, task.head / parts), task.mine);
+    const Rows<SIZE> value_left(of(value, keys, task.head / parts), task.mine);
+    int most[2];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            // Of the queries in this half's columns each four threads know one, and need two.
-            const int mine = from + 8 * half + upper();
-            const float total = sums[head * length + min(mine, last)];
-            const float mean = kind == 0 ? product_of_rows<SIZE>(changes, outputs, mine) : 0;
-            float totals[2], means[2];
+    for (int low = 0; low < 2; low++) most[low] = max(0, min(window, length - task.mine - Tile::row(2 * low)));
+    for (int head = task.head * count; head < (task.head + 1) * count; head++) {
+        const Size start = Size(task.row * queries + head) * length;
+        tiles.pass(
+            of(query, queries, head), changes(head), task.first, end,
+            [&](int stage, int from) {
+                const int place = threadIdx.x;
+                if (place >= TILE) return;
+                copy_one(sum_tiles[stage] + place, sums + start + min(from + place, last));
+                copy_one(mean_tiles[stage] + place, means + start + min(from + place, last));
+            },
+            [&](const Stored<SIZE>* query_tile, const Stored<SIZE>* change_tile, int stage, int from) {
+                if (!task.seen(from, length, window)) return;
+                Tile scores = products(key_left, query_tile), changed;
+                if (kind == 0) changed = products(value_left, change_tile);
+                const int before = from - task.mine;
 #pragma unroll
-            for (int one = 0; one < 2; one++) {
-                totals[one] = __shfl_sync(0xffffffffu, total, (left() + one) * 4);
-                means[one] = __shfl_sync(0xffffffffu, mean, (left() + one) * 4);
+                for (int number = 0; number < 8; number++) {
+                    const int half = number / 4, at = number % 4, place = Tile::column(half, at);
+                    float& score = scores.halves[half][at];
+                    const bool seen = sees(before + place - Tile::row(at), most[at / 2]);
+                    const float weight = seen ? exp2_of(score * scale_2 - sum_tiles[stage][place]) : 0;
+                    score = kind == 0 ? weight * (changed.halves[half][at] - mean_tiles[stage][place]) : weight;
+                }
+                out.add(scores, kind == 0 ? query_tile : change_tile);
             }
-#pragma unroll
-            for (int number = 0; number < 4; number++) {
-                float& score = scores.halves[half][number];
-                const int place = from + Tile::column(half, number);
-                const bool seen = sees(place, task.first + Tile::row(number), length, window);
-                const float weight = seen ? expf(score * scale - totals[number % 2]) : 0;
-                const float change = (changed.halves[half][number] - means[number % 2]) * scale;
-                score = kind == 0 ? weight * change : weight;
-            }
-        }
-        if (kind == 0) out.add(scores, query_rows, from);
-        else out.add(scores, changes, from);
+        );
     }
-    out.store((kind == 0 ? d_key : d_value) + head * length * SIZE, SIZE, task.first, length, ones);
+    T* to = (kind == 0 ? d_key : d_value) + Size(task.row * keys * parts + task.head) * length * SIZE;
+    out.store(to, SIZE, task.mine, length, kind == 0 ? by_scale : ones);
 }
 
+// Few enough registers that two blocks are on a multiprocessor, and one works while another waits.
+#undef BOUNDS
+#define BOUNDS __launch_bounds__(THREADS, 2)
 #define ATTEND(SIZE) \
     KERNEL(attend_##SIZE)( \
-        const T* query, const T* key, const T* value, T* mixed, float* sums, int rows, int length, int queries, \
-        int keys, int window, float scale \
+        const T* query, const T* key, const T* value, T* mixed, float* sums, int length, int queries, int keys, \
+        int window, float scale \
     ) { \
-        attend<SIZE>(query, key, value, mixed, sums, rows, length, queries, keys, window, scale); \
+        attend<SIZE>(query, key, value, mixed, sums, length, queries, keys, window, scale); \
+    }
+#define ATTEND_MEANS(SIZE) \
+    KERNEL(attend_means_##SIZE)( \
+        const T* mixed, const T* gradient, float* means, int rows, int length, int queries \
+    ) { \
+        attend_means<SIZE>(mixed, gradient, means, rows, length, queries); \
     }
 #define ATTEND_BACK(SIZE) \
     KERNEL(attend_back_##SIZE)( \
-        const T* query, const T* key, const T* value, const T* mixed, const float* sums, const T* gradient, T* d_query, \
-        T* d_key, T* d_value, int rows, int length, int queries, int keys, int window, float scale \
+        const T* query, const T* key, const T* value, const float* means, const float* sums, const T* gradient, \
+        T* d_query, T* d_key, T* d_value, int rows, int length, int queries, int keys, int parts, int window, float scale \
     ) { \
         attend_back<SIZE>( \
-            query, key, value, mixed, sums, gradient, d_query, d_key, d_value, rows, length, queries, keys, window, scale \
+            query, key, value, means, sums, gradient, d_query, d_key, d_value, rows, length, queries, keys, parts, window, \
+            scale \
         ); \
     }
 #ifdef USE_attend_64
@@ -283,6 +379,12 @@ ATTEND(64)
 #endif
 #ifdef USE_attend_128
 ATTEND(128)
+#endif
+#ifdef USE_attend_means_64
+ATTEND_MEANS(64)
+#endif
+#ifdef USE_attend_means_128
+ATTEND_MEANS(128)
 #endif
 #ifdef USE_attend_back_64
 ATTEND_BACK(64)

@@ -26,7 +26,7 @@ GENERAL = {"ends": ("rows", "entries", "entries_back"), "layers": ("gated",)}
 LAYERS = {
     "layers": ("norm_low", "norm_back", "turn", "turn_back", "factors_back", "gates_back", "softmax", "softmax_back")
 }
-ATTENTION = ("attend", "attend_back")
+ATTENTION = ("attend", "attend_means", "attend_back")
 SIZES = (64, 128)  # of a head, for which there are attention kernels
 _LIBRARIES = ("libnvrtc.so.13", "libnvrtc.so.12")
 _TENSOR_CORES = 80  # the first architecture whose tensor cores have PRODUCTS
@@ -43,10 +43,14 @@ __device__ inline T put(float x) { return x; }
     "bfloat16": """
 typedef unsigned short T;
 __device__ inline float get(T x) { return __uint_as_float(unsigned(x) << 16); }
+#if __CUDA_ARCH__ >= 800
+__device__ inline T put(float x) { T y; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x)); return y; }
+#else
 __device__ inline T put(float x) {
     const unsigned bits = __float_as_uint(x);
     return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
+#endif
 """,
     "float16": """
 typedef unsigned short T;
@@ -68,6 +72,41 @@ __device__ inline void multiply(float* c, const unsigned* a, const unsigned* b) 
 """
     for dtype, name in (("bfloat16", "bf16"), ("float16", "f16"))
 }
+
+# For the same types: numbers on their way into shared memory while threads go on, until `await_copies_but` has all but
+# those before so many last ends of copies; and four matrices of 8 x 8 out of it, of each of which a thread of the warp
+# names a row (the first eight those of the first), and holds two numbers of a row, or of a column, where it is turned.
+MOVES = """
+__device__ inline float exp2_of(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+struct Place {
+    unsigned address;
+    __device__ Place operator+(int numbers) const { return {address + 2 * numbers}; }
+};
+__device__ inline Place place_of(const T* shared) {
+    Place place;
+    asm("{ .reg .u64 x; cvta.to.shared.u64 x, %1; cvt.u32.u64 %0, x; }" : "=r"(place.address) : "l"(shared));
+    return place;
+}
+__device__ inline void copy_eight(Place to, const T* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to.address), "l"(from) : "memory");
+}
+__device__ inline void copy_one(float* shared, const float* from) {
+    asm volatile("{ .reg .u64 x; cvta.to.shared.u64 x, %0; cp.async.ca.shared.global [x], [%1], 4; }"
+        :: "l"(shared), "l"(from) : "memory");
+}
+__device__ inline void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int COUNT> __device__ inline void await_copies_but() {
+    asm volatile("cp.async.wait_group %0;" :: "n"(COUNT) : "memory");
+}
+__device__ inline void read_matrices(unsigned* to, Place row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row.address));
+}
+__device__ inline void read_turned_matrices(unsigned* to, Place row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+        : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(row.address));
+}
+"""
 
 
 def general_names() -> tuple[str, ...]:
@@ -94,9 +133,10 @@ def file_of(kernel: str) -> Path:
 
 def source_of(kernel: str, dtype: str) -> str:
     """CUDA C++ of a kernel for a type of arrays."""
-    declare = f'#define USE_{kernel}\n#define KERNEL(name) extern "C" __global__ void sqlora_##name##_{dtype}\n'
+    declare = f"#define USE_{kernel}\n#define BOUNDS\n"
+    declare += f'#define KERNEL(name) extern "C" __global__ void BOUNDS sqlora_##name##_{dtype}\n'
     texts = [path.read_text(encoding="utf-8") for path in (_FOLDER / "common.cu", file_of(kernel))]
-    return "".join([declare, TYPES[dtype], PRODUCTS.get(dtype, ""), *texts])
+    return "".join([declare, TYPES[dtype], PRODUCTS.get(dtype, ""), MOVES if dtype in PRODUCTS else "", *texts])
 
 
 def begin_compiling(dtype: str, size: int) -> None:

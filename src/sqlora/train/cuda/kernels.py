@@ -38,7 +38,7 @@ class Kernels:
         """silu(gate) * up, all (T, inner); without up, gate is (T, 2 * inner), both side by side."""
         rows, inner = gate.shape[0], gate.shape[1] // (2 if up is None else 1)
         arrays, numbers = [gate, gate if up is None else up], [rows, inner, int(up is None)]
-        return self._run("gated", arrays, [(rows, inner)], rows * inner // 4, numbers)[0]
+        return self._run("gated", arrays, [(rows, inner)], rows * inner // 8, numbers)[0]
 
     def entries(self, vector: mx.array, scales: mx.array, indices: mx.array) -> mx.array:
         """vector[indices] * scales[indices], (count,); 0 where the index, int32, is not below their size.
@@ -105,7 +105,7 @@ def kernels_for(dtype: mx.Dtype, widths: Sequence[int]) -> Kernels | None:
     Warns where there is one and the kernels cannot be compiled.
     """
     name = type_name(dtype)
-    if not usable(dtype) or any(width % 4 for width in widths):
+    if not usable(dtype) or any(width % 8 for width in widths):
         return None
     binaries = compiled(general_names(), name)
     return None if binaries is None else Kernels(dtype, binaries)

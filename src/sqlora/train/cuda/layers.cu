@@ -8,6 +8,10 @@ const int CHUNK = 8;   // columns of an adapter that a thread takes at once
 const int MOST_RANK = 32;
 const int WARPS = 16;  // of a block of those kernels that count on it
 
+// Few enough registers that two such blocks are on a multiprocessor.
+#undef BOUNDS
+#define BOUNDS __launch_bounds__(32 * WARPS, 2)
+
 // Of each value the sum of all threads of a block, for each of them.
 template <int COUNT> __device__ inline void sum_of_block(float* values) {
     __shared__ float parts[COUNT][WARPS];
@@ -19,8 +23,8 @@ template <int COUNT> __device__ inline void sum_of_block(float* values) {
     __syncthreads();
 #pragma unroll
     for (int one = 0; one < COUNT; one++) {
-        values[one] = 0;
-        for (int warp = 0; warp < WARPS; warp++) values[one] += parts[one][warp];
+        const int warp = threadIdx.x % 32;
+        values[one] = sum_of_warp(warp < WARPS ? parts[one][warp] : 0);
     }
 }
 
@@ -94,7 +98,7 @@ struct Sums {
 #pragma unroll
             for (int place = 0; place < 4; place++) at[token][place] = get(from.at[place]);
         }
-#pragma unroll 8
+#pragma unroll 4
         for (int one = 0; one < low.rank; one++) {
             const Four factors = four(matrix + Size(one) * width + column);
 #pragma unroll
@@ -339,38 +343,38 @@ KERNEL(factors_back)(
 }
 #endif
 
-// silu(gate) * up. A thread takes four columns. joined: gate and up are one array (tokens, 2 * inner), side by side.
+// silu(gate) * up. A thread takes eight columns. joined: gate and up are one array (tokens, 2 * inner), side by side.
 #ifdef USE_gated
 KERNEL(gated)(const T* gate, const T* up, T* out, int tokens, int inner, int joined) {
-    const Size index = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 4, token = index / inner;
+    const Size index = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 8, token = index / inner;
     if (token >= tokens) return;
     const Size start = joined ? token * 2 * inner + index % inner : index;
-    const Four gates = four(gate + start), ups = four(up + start + (joined ? inner : 0));
-    Four to;
+    const Eight gates = eight(gate + start), ups = eight(up + start + (joined ? inner : 0));
+    Eight to;
 #pragma unroll
-    for (int place = 0; place < 4; place++) {
+    for (int place = 0; place < 8; place++) {
         const float x = get(gates.at[place]);
-        to.at[place] = put(x / (1 + expf(-x)) * get(ups.at[place]));
+        to.at[place] = put(__fdividef(x, 1 + __expf(-x)) * get(ups.at[place]));
     }
-    *(Four*)(out + index) = to;
+    *(Eight*)(out + index) = to;
 }
 #endif
 
-// The gradient of silu(gate) * up -> that of (gate, up), which lie side by side. A thread takes four columns.
+// The gradient of silu(gate) * up -> that of (gate, up), which lie side by side. A thread takes eight columns.
 #ifdef USE_gates_back
 KERNEL(gates_back)(const T* gradient, const T* gates, T* out, int tokens, int inner) {
-    const Size index = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 4, token = index / inner;
+    const Size index = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 8, token = index / inner;
     if (token >= tokens) return;
     const Size start = token * 2 * inner + index % inner;
-    const Four changes = four(gradient + index), gate = four(gates + start), up = four(gates + start + inner);
-    Four d_gate, d_up;
+    const Eight changes = eight(gradient + index), gate = eight(gates + start), up = eight(gates + start + inner);
+    Eight d_gate, d_up;
 #pragma unroll
-    for (int place = 0; place < 4; place++) {
-        const float x = get(gate.at[place]), change = get(changes.at[place]), share = 1 / (1 + expf(-x));
+    for (int place = 0; place < 8; place++) {
+        const float x = get(gate.at[place]), change = get(changes.at[place]), share = __fdividef(1, 1 + __expf(-x));
         d_gate.at[place] = put(change * get(up.at[place]) * share * (1 + x * (1 - share)));
         d_up.at[place] = put(change * x * share);
     }
-    *(Four*)(out + start) = d_gate, *(Four*)(out + start + inner) = d_up;
+    *(Eight*)(out + start) = d_gate, *(Eight*)(out + start + inner) = d_up;
 }
 #endif
 

@@ -20,12 +20,14 @@ from sqlora.train.cuda.compiler import compiled, layer_names
 from sqlora.train.cuda.kernels import Kernels, kernels_for, type_name
 
 _THREADS = 512  # of a block whose threads share what they read
-_FEW = 64  # of one of the attention's, whose warps are few
 _WARP = 32
+_OWN = 64  # rows of a head that a block of the attention takes, as in the source
+_ATTENTION_THREADS = 128
+_ENOUGH_BLOCKS = 512  # of one kind, that a large GPU has something to do; with fewer, parts are to be added up
 _TOKENS, _CHUNK = 2, 8  # as in the source
-# Attention and adapters are for these kernels up to so many tokens and ranks of a group; with more, MLX's products of
-# matrices keep the device busier, and the host has time for them.
-MOST_TOKENS = 1024
+# Adapters are for these kernels up to so many tokens and ranks of a group; with more, MLX's products of matrices keep
+# the device busier, and the host has time for them.
+MOST_TOKENS = 512
 _MOST_RANK = 32  # as in the source
 
 Two = tuple[mx.array, mx.array]
@@ -46,9 +48,10 @@ class LayerKernels(Kernels):
     turns: NDArray[np.float64]
     scale: float
 
-    def attends(self, shape: tuple[int, int]) -> bool:
-        """Whether the attention of a batch, rows and length, is for `attend`."""
-        return f"attend_{self.size}" in self.binaries and math.prod(shape) <= MOST_TOKENS
+    @property
+    def attends(self) -> bool:
+        """Whether there is `attend` for heads of this size."""
+        return f"attend_{self.size}" in self.binaries
 
     def adapts(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether an adapter of queries, keys and values is for `norm_low`, `turn` and their ways back."""
@@ -100,10 +103,12 @@ class LayerKernels(Kernels):
         """
         rows, _, length, size = query.shape
         shapes = [(rows * length, self.queries * size), (rows, self.queries, length)]
-        threads = self._tiles(rows, length) * self.queries * _WARP
-        arrays, numbers = [query, key, value], [rows, length, self.queries, self.keys, window or 0, self.scale]
+        threads = _blocks_of_a_head(rows, length) * self.queries * _ATTENTION_THREADS
+        arrays = [query, key, value]
+        numbers = [length, self.queries, self.keys, min(window or length, length), self.scale]
         dtypes = [self.dtype, mx.float32]
-        mixed, sums = self._run(f"attend_{size}", arrays, shapes, threads, numbers, dtypes, block=_FEW)
+        name = f"attend_{size}"
+        mixed, sums = self._run(name, arrays, shapes, threads, numbers, dtypes, block=_ATTENTION_THREADS)
         return mixed, sums
 
     def attend_back(
@@ -117,19 +122,25 @@ class LayerKernels(Kernels):
         window: int | None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradient of `attend`'s output, what went in and what came out -> gradients of query, and of key and value
-        by the queries' heads, in the shape of query: those of the heads that share a key are to be added up.
+        in parts to be added up: (rows, keys * parts, length, size).
         """
         rows, _, length, size = query.shape
-        arrays, shapes = [query, key, value, mixed, sums, gradient], [query.shape] * 3
-        threads = self._tiles(rows, length) * 3 * self.queries * _WARP
-        numbers = [rows, length, self.queries, self.keys, window or 0, self.scale]
-        name = f"attend_back_{size}"
-        d_query, d_key, d_value = self._run(name, arrays, shapes, threads, numbers, kept=[sums], block=_FEW)
+        parts, whole = parts_of(rows, length, self.queries, self.keys), [rows, length, self.queries]
+        threads = rows * length * self.queries * size // 8
+        name, dtypes, block = f"attend_means_{size}", [mx.float32], _ATTENTION_THREADS
+        means = self._run(name, [mixed, gradient], [sums.shape], threads, whole, dtypes, block=block)[0]
+        others = (rows, self.keys * parts, length, size)
+        blocks = _blocks_of_a_head(rows, length) * (self.queries + 2 * self.keys * parts)
+        d_query, d_key, d_value = self._run(
+            f"attend_back_{size}",
+            [query, key, value, means, sums, gradient],
+            [query.shape, others, others],
+            blocks * _ATTENTION_THREADS,
+            [*whole, self.keys, parts, min(window or length, length), self.scale],
+            kept=[means, sums],
+            block=_ATTENTION_THREADS,
+        )
         return d_query, d_key, d_value
-
-    @staticmethod
-    def _tiles(rows: int, length: int) -> int:
-        return rows * -(-length // 16)
 
     def factors_back(self, inputs: mx.array, reduced: mx.array, low: mx.array, gradient: mx.array) -> mx.array:
         """Gradients of an adapter's factors in one vector: reduced.T @ inputs, and behind it low.T @ gradient."""
@@ -175,7 +186,7 @@ class LayerKernels(Kernels):
     def gates_back(self, gradient: mx.array, gates: mx.array) -> mx.array:
         """The gradient (T, inner) of silu(gate) * up -> that of gates (T, 2 * inner), gate and up side by side."""
         rows, inner = gradient.shape
-        threads = gradient.size // 4
+        threads = gradient.size // 8
         return self._run("gates_back", [gradient, gates], [gates.shape], threads, [rows, inner])[0]
 
     def _shared(
@@ -189,6 +200,21 @@ class LayerKernels(Kernels):
     ) -> list[mx.array]:
         """Call a kernel whose blocks are of _THREADS that share what they read."""
         return self._run(name, arrays, shapes, blocks * _THREADS, numbers, kept=kept, block=_THREADS)
+
+
+def parts_of(rows: int, length: int, queries: int, keys: int) -> int:
+    """In how many parts `attend_back` gives the gradients of a key's and a value's head: as few as keep a GPU busy.
+
+    Args:
+        queries, keys: numbers of heads.
+    """
+    repeats, blocks = queries // keys, _blocks_of_a_head(rows, length) * keys
+    enough = (one for one in range(1, repeats) if repeats % one == 0 and blocks * one >= _ENOUGH_BLOCKS)
+    return next(enough, repeats)
+
+
+def _blocks_of_a_head(rows: int, length: int) -> int:
+    return rows * -(-length // _OWN)
 
 
 def _blocks(tokens: int) -> int:
