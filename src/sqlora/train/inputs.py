@@ -37,16 +37,15 @@ LOCK_SECONDS = 15.0  # an earlier trainer whose dvc was killed notices within a 
 
 @dataclass(frozen=True)
 class Inputs:
-    """fetcher: examples -> what gives their inputs; token_bytes: of one token's input; computed, reused: examples whose
-    states were computed, and were there; written: waits until they are in the files, settle until they are on the disk.
-    sound: whether stored states are what was stored, once that is known; if not, the inputs are to be prepared again;
-    abandon: nobody will ask.
+    """fetcher: examples -> what gives their inputs; token_bytes: of one token's input; written: waits until they are in
+    the files, those that other ranks write, too, and settle until they are on the disk; counts: of examples whose
+    states were computed, and were there, once they are written. sound: whether stored states are what was stored, once
+    that is known; if not, the inputs are to be prepared again; abandon: nobody will ask.
     """
 
     fetcher: Callable[[Sequence[Encoded]], Fetch]
     token_bytes: int
-    computed: int
-    reused: int
+    counts: Callable[[], tuple[int, int]]
     written: Callable[[], None]
     settle: Callable[[], None]
     sound: Callable[[], bool] = lambda: True
@@ -81,7 +80,7 @@ def prepare_inputs(
         Interrupted: `stop` said so.
     """
     if not frozen:
-        return Inputs(_tokens, 4, 0, 0, lambda: None, lambda: None)
+        return Inputs(_tokens, 4, lambda: (0, 0), lambda: None, lambda: None)
     steps = params.iterations * params.gradient_accumulation
     train_lengths = [len(example.tokens) - 1 for example in train]
     if len(group.disk) == group.size:
@@ -123,17 +122,24 @@ def prepare_inputs(
             shrunk = see_to_room(store, distinct, params.states_gb, [parts[rank] for rank in group.disk], stop)
         if group.each(shrunk)[group.disk[0]] and not first:  # all wait here until there is room
             store.reopen()
-    computed = fill_together(
+    filling = fill_together(
         store, wanted, lengths, group, lambda share: fill_store(store, model, frozen, share, lengths, stop)
     )
-    reused = max(0, len(distinct) - computed)  # ranks whose disk is not shared after all compute some of them twice
-    size = sum(distinct.values()) * store.row_bytes
+
+    def counts() -> tuple[int, int]:
+        # Ranks whose disk is not shared after all compute some of them twice.
+        return filling.computed, max(0, len(distinct) - filling.computed)
 
     def tell() -> None:
+        computed, reused = counts()
+        size = sum(distinct.values()) * store.row_bytes
         print(f"frozen layers: {computed:,} examples computed, {reused:,} reused, {size / 1e9:.2f} GB")
 
-    if checking is None:
-        tell()
+    def written() -> None:
+        store.wait()
+        filling.finish()
+        if checking is None:
+            tell()
 
     def stored(examples: Sequence[Encoded]) -> Fetch:
         keys = [key_of(example.tokens[:-1]) for example in examples]
@@ -158,7 +164,7 @@ def prepare_inputs(
             tell()
         return True
 
-    return Inputs(stored, store.row_bytes, computed, reused, store.wait, settle, sound, ended.set)
+    return Inputs(stored, store.row_bytes, counts, written, settle, sound, ended.set)
 
 
 def _free_part(folder: Path, group: Group, stop: Callable[[], bool]) -> tuple[int, FileLock]:

@@ -39,7 +39,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 12  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 13  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, whether memory is checked, how often checkpoints are saved and
 # what stored states may take; none changes a result, but for whether states are stored at all, which is `frozen`.
 _NO_INPUTS = ("workers", "hostfile", "backend", "force", "checkpoint_every", "states_gb")
@@ -177,8 +177,7 @@ def train_adapter(
         {_published_name(name, frozen): adapter[name] for name in sorted(adapter)},
         engine.reports,
         engine.best_step if params.keep == "best" else engine.step,
-        inputs.computed,
-        inputs.reused,
+        *inputs.counts(),
         frozen_seconds,
         engine.train_seconds,
         engine.validation_seconds,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from sqlora.distributed.group import Group
@@ -34,34 +36,59 @@ def drop_damaged_together(store: StateStore, wanted: Sequence[str], group: Group
         )
 
 
+@dataclass
+class Filling:
+    """computed: how many examples the ranks of this disk have computed; finish: to be called by all of them before the
+    store is read.
+    """
+
+    computed: int
+    finish: Callable[[], None]
+
+
 def fill_together(
     store: StateStore, wanted: Sequence[Sequence[int]], buckets: Sequence[int], group: Group, fill: Fill
-) -> int:
+) -> Filling:
     """Let the store hold the wanted examples, for every rank that sees its disk.
 
-    A rank takes every n-th of what is missing, sorted by length. What is lacking afterwards, because the disk was not
+    A rank takes a part of what is missing, sorted by length: so it has few lengths, of which the last batch may be no
+    full one, and each of which takes a GPU time at first. `finish` waits until they are written and hears where
+    the others' lie, which can be late: their writing goes on meanwhile. What is lacking then, because the disk was not
     shared after all or shows others' files late, each rank computes by itself.
 
     Args:
         wanted: what goes into the model, the same on all ranks of one disk.
         fill: computes the examples that the store lacks of those it gets; returns how many these were.
-
-    Returns:
-        How many examples the ranks of this disk computed.
     """
-    computed = 0
-    for peers in (group.disk, [group.rank]) if group.size > 1 else (group.disk,):
+
+    def fill_share(peers: Sequence[int]) -> bool:
+        """Whether any rank lacked some."""
         group.barrier()  # every store of this disk is open and mended
         store.refresh()
         missing = list({key_of(tokens): tuple(tokens) for tokens in wanted if key_of(tokens) not in store}.items())
         if not sum(group.each(len(missing))):
-            break
+            return False
         missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
         group.barrier()  # before anyone adds to it, all have looked
-        computed += fill([tokens for _, tokens in missing[peers.index(group.rank) :: len(peers)]])
-        if group.size > 1:
+        sizes = [bucket_of(len(tokens), buckets) for _, tokens in missing]
+        bounds = _bounds(sizes, len(peers))[peers.index(group.rank) :]
+        every = group.each(fill([tokens for _, tokens in missing[bounds[0] : bounds[1]]]))
+        filling.computed += int(sum(every[rank] for rank in group.disk))
+        return True
+
+    def finish() -> None:
+        if group.size > 1 and some_lacked:
             # By a message: what the index says has come to the disk, and that takes longer than to write the files.
             added: list[Any] = group.gather([[asdict(place), tail] for place, tail in store.added()])
             store.learn((Place(**place), tail) for rank in group.disk for place, tail in added[rank])
-    every = group.each(computed)
-    return int(sum(every[rank] for rank in group.disk))
+            fill_share([group.rank])
+
+    filling = Filling(0, finish)
+    some_lacked = fill_share(group.disk)
+    return filling
+
+
+def _bounds(sizes: Sequence[int], parts: int) -> list[int]:
+    """Where to cut, so that parts of about the same size come out; from 0 to the end."""
+    ends = list(accumulate(sizes, initial=0))
+    return [bisect_left(ends, ends[-1] * part / parts) for part in range(parts)] + [len(sizes)]

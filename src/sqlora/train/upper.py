@@ -27,8 +27,8 @@ from sqlora.train.states import StateStore, key_of
 # Of one wave through the frozen layers, at least: its states are in memory together.
 WAVE_TOKENS = 131_072
 BATCH_TOKENS = 2_048
-# Of the last wave's states, on CUDA: so many bytes are written while a single process reads the trained layers (several
-# wait, to tell each other). They lie in memory beside those; training's own room (sqlora.plan.prediction) is larger.
+# Of the last wave's states, on CUDA: so many bytes are written while the trained layers are read. They lie in memory
+# beside those; training's own room (sqlora.plan.prediction) is larger.
 _WRITTEN_LATER = 500_000_000
 
 Item = tuple[str, tuple[int, ...]]
@@ -68,12 +68,14 @@ class Upper(nn.Module):
         if not self.frozen or "lm_head" not in self.model:
             parts.append(self.model.model.embed_tokens)
         mx.async_eval([part.parameters() for part in parts[group.rank : group.rank + 1]])
-        for number, part in enumerate(parts):
-            reader, following = number % group.size, number + group.size
-            if reader == group.rank:
-                _read(part, parts[following : following + 1])
+        for first in range(0, len(parts), group.size):
+            # Each has its own on its way to the device before the first message, and the next from the files meanwhile.
+            mine, following = first + group.rank, first + group.rank + group.size
+            if mine < len(parts):
+                _read(parts[mine], parts[following : following + 1])
             if group.size > 1:
-                _exchange(part, reader, group)
+                for reader, part in enumerate(parts[first : first + group.size]):
+                    _exchange(part, reader, group)
 
     def states(self, inputs: mx.array) -> mx.array:
         """States (rows, length, width), or tokens (rows, length) if no layer is frozen -> the last layer's output."""
@@ -188,10 +190,10 @@ def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
 
 def _exchange(module: nn.Module, reader: int, group: Group) -> None:
     """Give every rank the weights that one of them has read."""
-    for name in [name for name, _ in cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))]:
-        received = group.from_rank(reader, dict(tree_flatten(module.parameters()))[name])
-        mx.eval(received)  # one after the other, for each takes memory twice until the next line
-        module.update(tree_unflatten([(name, received)]))
+    arrays = cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
+    received = [(name, group.from_rank(reader, array)) for name, array in arrays]
+    mx.eval([array for _, array in received])  # before the next module's, for all take memory twice until the next line
+    module.update(tree_unflatten(received))
 
 
 def _through(layer: nn.Module, args: Any, states: list[mx.array], stop: Callable[[], bool]) -> None:
