@@ -57,6 +57,18 @@ def test_each_step_is_gathered_once_and_arrives_as_it_was(
     assert gathered == list(range(12, 40)), "from the first of those that come together"
 
 
+def test_what_is_behind_a_step_is_what_came_with_it() -> None:
+    feed = Feed(lambda step: ([batch_of(step)], [step]), 20, 2_500_000)
+    assert feed.behind(3) == []
+    feed(3)
+    assert [one.chosen for one in feed.behind(3)] == [[step] for step in range(4, 12)]
+    assert [one.chosen for one in feed.behind(10)] == [[11]]
+    assert feed.behind(11) == []
+    feed(12)
+    assert feed.behind(11) == []
+    assert [one.chosen for one in feed.behind(12)] == [[step] for step in range(13, 20)]
+
+
 def test_nothing_is_gathered_behind_the_last_step() -> None:
     gathered = []
 

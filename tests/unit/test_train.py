@@ -195,6 +195,35 @@ def test_compiled_steps_are_the_same_steps(
     assert all(np.allclose(value, arrays(compiled)[name], atol=1e-5) for name, value in arrays(plain).items())
 
 
+def test_graphs_of_new_shapes_are_traced_while_the_device_works_on_others(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[Any] = []
+    gradients, step, evaluate = Written._gradients, Stepper.step, mx.eval
+    monkeypatch.setattr(
+        Written, "_gradients", lambda self, *arrays: (events.append(arrays[1].shape), gradients(self, *arrays))[1]
+    )
+    monkeypatch.setattr(Stepper, "step", lambda *one: (events.append("step"), step(*one))[1])
+    monkeypatch.setattr("sqlora.train.engine.mx.eval", lambda *one: (events.append("wait"), evaluate(*one))[1])
+    monkeypatch.setattr("sqlora.train.run.compiles", lambda: True)
+    run(model_folder, iterations=6, validate_every=6)
+    steps = [number for number, event in enumerate(events) if event == "step"]
+    traced = [event for event in events if isinstance(event, tuple)]
+    assert len(traced) == len(set(traced)) > 1, "each once"
+    assert events[steps[0] + 1] == traced[0], "the first step traces its own"
+    for one in range(1, len(traced)):
+        assert events.index(traced[one]) == steps[one - 1] + 1 + (one == 1), "behind a step, before anyone waits for it"
+    assert all(events[number + 1] == "wait" for number in steps[len(traced) - 1 :])
+
+
+def test_what_is_not_compiled_is_not_traced_ahead(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    gradients = Written._gradients
+    monkeypatch.setattr(Written, "_gradients", lambda *one: (calls.append(1), gradients(*one))[1])
+    run(model_folder, iterations=6, validate_every=6)
+    assert len(calls) == 6
+
+
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_validation_hands_over_few_layers_before_it_waits(
     model_folder: Path, monkeypatch: pytest.MonkeyPatch, ahead: int

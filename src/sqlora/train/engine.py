@@ -167,6 +167,7 @@ class Engine:
             # Dropout is a function of seed and step, like the order, so that a resumed run repeats it.
             mx.random.seed(self._params.seed * 1_000_003 + self.step + 1 + (self._group.rank << 48))
             loss, norm = self._stepper.step(data.batches, counted)
+            self._stepper.look_ahead(batch for one in self._feed.behind(self.step) for batch in one.batches)
             self._read()  # on a GPU not before it has something else to do
             if self._taken:
                 mx.eval(self._taken[-1].loss)

@@ -103,6 +103,11 @@ class Feed:
             self._next = self._start(number + 1)
         return self._ready[1][place]
 
+    def behind(self, step: int) -> list[StepData]:
+        """The data of the steps behind one, as far as they are on the device."""
+        number, place = divmod(step, self._together)
+        return self._ready[1][place + 1 :] if number == self._ready[0] else []
+
     def _start(self, number: int) -> tuple[int, Future[_Packed]]:
         steps = range(number * self._together, min(self._steps, (number + 1) * self._together))
         return number, self._background.submit(self._prepare, steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlora.mlx import mx
@@ -43,6 +43,7 @@ class Stepper:
         self.compiled, self._layout, self._group = compiled, Layout(start), group
         self._vector = self._layout.join(start)
         self._model = choose_model(upper, self._layout, lora, compiled=compiled, fused=fused)
+        self._traced: set[tuple[tuple[int, ...], ...]] = set()  # shapes of batches
         self._norm = params.max_gradient_norm
         self.optimizer = make_optimizer(params)
         self.optimizer.init({"adapter": self._vector})
@@ -75,6 +76,20 @@ class Stepper:
         mx.async_eval(loss, norm, self._vector, self.optimizer.state)
         return loss, norm
 
+    def look_ahead(self, batches: Iterable[Ready]) -> None:
+        """Trace the graph of the first of these batches whose shape is new, while the device works on a step.
+
+        That takes the host as long as a small step takes a GPU. Nothing is computed.
+        """
+        if self.compiled:
+            new = next((batch for batch in batches if _shapes(batch) not in self._traced), None)
+            if new is not None:
+                self._gradients(new)
+
+    def _gradients(self, batch: Ready) -> tuple[mx.array, mx.array]:
+        self._traced.add(_shapes(batch))
+        return self._model.gradients(self._vector, batch)
+
     def _update(self, loss: mx.array, gradient: mx.array, counts: mx.array) -> tuple[mx.array, mx.array]:
         """Mean loss and norm, from sums; counts: (2,) the counted tokens, and one over them.
 
@@ -91,10 +106,10 @@ class Stepper:
     def _summed(self, batches: Sequence[Ready]) -> tuple[mx.array, mx.array]:
         if not batches:
             return mx.zeros(()), mx.zeros(self._layout.size)
-        loss, gradient = self._model.gradients(self._vector, batches[0])
+        loss, gradient = self._gradients(batches[0])
         for batch in batches[1:]:
             mx.async_eval(loss, gradient)  # one after the other, or the memory of all batches is needed at once
-            more, next_gradient = self._model.gradients(self._vector, batch)
+            more, next_gradient = self._gradients(batch)
             loss, gradient = loss + more, gradient + next_gradient
         return loss, gradient
 
@@ -103,6 +118,10 @@ class Stepper:
         both = mx.stack(list(self._model.losses(self._vector, batch)))
         mx.async_eval(both)
         return both
+
+
+def _shapes(batch: Ready) -> tuple[tuple[int, ...], ...]:
+    return batch.inputs.shape, batch.positions.shape
 
 
 def compiles() -> bool:
