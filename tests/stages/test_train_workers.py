@@ -59,6 +59,7 @@ def test_two_workers_give_what_one_gives_and_each_computes_half_of_the_states(
     assert sorted(by_part) == [0, 1]
     tokens = [sum(held.values()) for held in by_part.values()]
     assert 0.4 < tokens[0] / sum(tokens) < 0.6
+    assert max(by_part[0].values()) <= min(by_part[1].values()) + 8, "neighbours in length, within a bucket"
     assert not by_part[0].keys() & by_part[1].keys()
     (everything,) = parts(alone).values()
     assert by_part[0] | by_part[1] == everything

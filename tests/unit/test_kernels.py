@@ -124,8 +124,15 @@ def test_attention_of_16_bits_is_that_of_mlx(length: int, window: int | None) ->
 
 
 @pytest.mark.usefixtures("on_the_cpu")
-def test_attention_of_larger_heads_is_that_of_mlx() -> None:
-    check_attention(mx.bfloat16, 128, 21, None, 1e-2)
+@pytest.mark.parametrize(("length", "window"), [(21, None), (100, 33)])
+def test_attention_of_larger_heads_is_that_of_mlx(length: int, window: int | None) -> None:
+    check_attention(mx.bfloat16, 128, length, window, 1e-2)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize(("dtype", "size", "most"), [(mx.bfloat16, 64, 2e-2), (mx.float16, 128, 2e-3)])
+def test_attention_without_shared_keys_is_that_of_mlx(dtype: mx.Dtype, size: int, most: float) -> None:
+    check_attention(dtype, size, 33, None, most, replace(attention_kernels(dtype, size), queries=KEYS))
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -133,8 +140,9 @@ def test_attention_of_larger_heads_is_that_of_mlx() -> None:
 def test_a_block_adds_up_the_gradients_of_heads_that_share_a_key(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
     monkeypatch.setattr(layers, "_ENOUGH_BLOCKS", blocks)
     own = replace(attention_kernels(mx.float16, 64), queries=8)
-    assert parts_of(ROWS, 40, 8, KEYS) == (1 if blocks == 1 else 2)
-    check_attention(mx.float16, 64, 40, 20, 1.5e-3, own)
+    for length, window in ((40, 20), (133, None)):
+        assert parts_of(ROWS, length, 8, KEYS) == (1 if blocks == 1 or length > 64 else 2)
+        check_attention(mx.float16, 64, length, window, 1.5e-3, own)
 
 
 def check_attention(
@@ -385,8 +393,12 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
         "norm_back": (3, 512, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
         # For each eight of the rank, one for 64 columns of the inputs or the gradient.
         "factors_back": (2 * 2, 512, lambda: own.factors_back(state, small, small, state)),
-        "gates_back": (1, 256, lambda: own.gates_back(state, mx.zeros((6, 2 * WIDTH)))),  # a thread for eight columns
-        "gated": (1, 256, lambda: own.gated(state, state)),
+        "gates_back": (
+            2,
+            256,
+            lambda: own.gates_back(mx.zeros((6, 400)), mx.zeros((6, 800))),
+        ),  # a thread for eight columns
+        "gated": (2, 256, lambda: own.gated(mx.zeros((6, 800)))),  # of two times 400 columns
         "rows": (2, 256, lambda: own.rows(state, indices)),  # 17 rows of 64 columns
         "entries": (2, 256, lambda: own.entries(vector, vector, mx.zeros(257, dtype=mx.int32))),
         "entries_back": (2, 256, lambda: own.entries_back(state[0], vector, mx.zeros(257, dtype=mx.int32))),
@@ -498,8 +510,8 @@ def test_kernels_are_for_cuda_and_for_heads_turned_whole(monkeypatch: pytest.Mon
     assert found is not None
     assert (found.queries, found.keys, found.scale) == (QUERIES, KEYS, SCALE)
     assert found.binaries == dict.fromkeys([*general_names(), *layer_names("bfloat16", SIZE)], b"made")
-    assert layer_kernels(whole, SIZE, (32, 10), mx.bfloat16) is None, "threads take four numbers at once"
-    assert kernels_for(mx.bfloat16, (10,)) is None
+    assert layer_kernels(whole, SIZE, (32, 12), mx.bfloat16) is None, "threads take eight numbers at once"
+    assert kernels_for(mx.bfloat16, (12,)) is None
     assert kernels_for(mx.int32, widths) is None
     general = kernels_for(mx.bfloat16, widths)
     assert general is not None
@@ -652,6 +664,8 @@ def test_the_source_has_the_sizes_that_are_counted_with() -> None:
         ("WARPS", layers._THREADS // 32),
     ):
         assert re.search(rf"const int {name} = {value};", text), name
+    assert f"const int THREADS = {layers._ATTENTION_THREADS};" in file_of("attend_64").read_text()
+    assert layers._OWN == layers._ATTENTION_THREADS // 32 * 16, "as OWN there"
 
 
 def test_every_type_of_the_source_compiles_for_a_gpu(nvrtc: None) -> None:

@@ -358,10 +358,13 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
     assert kept(lora=dataclasses.replace(lora, dropout=0.1)) == 4 * weights
     few = 100 * (4096 + 2 * 14336)  # of those that go on behind the attention
     assert memory._kept(shape, lora, Load(4, 200, 1), "cuda", 100)[2] // 2 == few + 800 * (2 * 4096 + 2 * 1024 + 2 * 8)
-    back = {
-        device: memory._attention_back(shape, lora, Load(4, 200, 1), device, 800) // 2 for device in ("cuda", "metal")
-    }
-    assert back["cuda"] - back["metal"] == 4 * 200 * (2 * 4096 - 1024) - 2 * 4 * weights
+    for rows, parts in ((4, 4), (10, 2), (60, 1)):
+        cuda, metal = (
+            memory._attention_back(shape, lora, Load(rows, 200, 1), device, rows * 200) // 2
+            for device in ("cuda", "metal")
+        )
+        # d_key and d_value in parts, where plain attention has d_value and a copy of d_mixed beside the weights'.
+        assert cuda - metal == rows * 200 * (2 * 1024 * parts - 1024) - 2 * rows * weights
     filled = memory._places(shape, dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj")))
     small = dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj"))
     assert filled == 4 * (16 * 16 * (4096 + 6144) + adapter_size(shape, small)), "rows of two of rank 5, and of zeros"

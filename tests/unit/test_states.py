@@ -24,7 +24,7 @@ from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
 from sqlora.train.inputs import _free_part
 from sqlora.train.interruption import Interrupted
-from sqlora.train.shared_pass import fill_together
+from sqlora.train.shared_pass import _bounds, fill_together
 from sqlora.train.states import Place, StateStore, key_of
 from sqlora.train.stores import bytes_of, held, make_room
 
@@ -294,7 +294,8 @@ def test_what_others_have_added_can_be_read_before_it_is_settled(tmp_path: Path)
     assert one.damaged("abcd") == [], "their checksums are not known yet"
 
 
-def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("apart", [0, 1])
+def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, apart: int) -> None:
     one, two = (StateStore(tmp_path / "s", 4, "float32", part) for part in (0, 1))
     wanted = [(number, 7) for number in range(6)]
     gate = threading.Event()
@@ -303,6 +304,8 @@ def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.
     def fill(store: StateStore, share: Sequence[Sequence[int]]) -> int:
         store.add([(key_of(tokens), states(tokens[0], 2)) for tokens in share])
         return len(share)
+
+    messages: list[str] = []
 
     class Two(Group):
         """Rank 0, and what rank 1 would do beside it."""
@@ -315,16 +318,35 @@ def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.
             return [value, value]
 
         def gather(self, value: Any) -> list[Any]:
+            messages.append("places")
             mine = {place["key"] for place, _ in value}
             fill(two, [tokens for tokens in wanted if key_of(tokens) not in mine])
-            return [value, [[dataclasses.asdict(place), tail] for place, tail in two.added()]]
+            return [value, [[dataclasses.asdict(place), tail + apart] for place, tail in two.added()]]
 
     calls: list[int] = []
-    filled = fill_together(one, wanted, (2,), Two(), lambda share: (calls.append(len(share)), fill(one, share))[1])
+    filling = fill_together(one, wanted, (2,), Two(), lambda share: (calls.append(len(share)), fill(one, share))[1])
+    assert (calls, filling.computed, messages) == ([3], 6, [])
+    filling.finish()
     gate.set()
-    assert (calls, filled) == ([3], 6)
+    assert messages == ["places"]
+    # Files of another disk hold something else: each rank computes what it lacks by itself.
+    assert (calls, filling.computed) == (([3, 3], 12) if apart else ([3], 6))
     found = one.read([key_of(tokens) for tokens in wanted], 2)
     assert np.array_equal(found, np.stack([states(tokens[0], 2) for tokens in wanted]))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "bounds"),
+    [
+        ([], 2, [0, 0, 0]),
+        ([5], 3, [0, 1, 1, 1]),
+        ([1] * 10, 4, [0, 3, 5, 8, 10]),
+        ([1, 1, 2, 4], 2, [0, 3, 4]),
+        ([100, 1, 1], 3, [0, 1, 1, 3]),
+    ],
+)
+def test_shares_are_of_about_the_same_size(sizes: list[int], parts: int, bounds: list[int]) -> None:
+    assert _bounds(sizes, parts) == bounds
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

@@ -266,7 +266,17 @@ def test_compiled_dropout_follows_seed_and_step(
     plain = arrays(run(model_folder, lora=lora, iterations=3))
     fresh_start(tmp_path)
     monkeypatch.setattr("sqlora.train.run.compiles", lambda: True)
+    traced: list[int] = []  # by how many shapes there are more behind a step
+    ahead = Stepper.look_ahead
+
+    def counted(stepper: Stepper, batches: Any) -> None:
+        before = len(stepper._traced)
+        ahead(stepper, batches)
+        traced.append(len(stepper._traced) - before)
+
+    monkeypatch.setattr(Stepper, "look_ahead", counted)
     compiled = arrays(run(model_folder, lora=lora, iterations=3))
+    assert sum(traced) > 0, "a mask is drawn for a graph that is traced, too, and must not count"
     assert all(np.allclose(value, compiled[name], atol=1e-5) for name, value in plain.items())
 
 

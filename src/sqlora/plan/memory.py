@@ -23,7 +23,7 @@ from sqlora.plan.prediction import Arrays, Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Load, Work
 from sqlora.train.attention import PLAIN_ATTENTION
-from sqlora.train.cuda.compiler import SIZES
+from sqlora.train.cuda.compiler import SIZES, attends
 from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
@@ -121,9 +121,11 @@ def _written(shape: Shape, lora: LoraParams) -> bool:
 def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> bool:
     """Whether attention is one of the CUDA kernels of sqlora.train.cuda, which has no weights in memory.
 
-    Before sm_80, or where NVRTC fails, it is not, and takes some megabytes more.
+    Where NVRTC fails it is not, after a warning, and takes the memory of its weights.
     """
-    fits = load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
+    fits = (
+        attends() and load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
+    )
     return _fused(shape, lora, device) and fits
 
 

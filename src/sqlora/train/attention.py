@@ -22,7 +22,7 @@ Mask = Any  # an array or "causal"
 class Attended:
     """What the way back needs: query (rows, heads, length, size), key and value (rows, kv heads, length, size), all
     behind the rotation, the attention's weights where they are plain products, and of the attention kernels mixed (T,
-    heads * size), what came out, and sums (rows, heads, length), the logarithms of the weights' sums.
+    heads * size), what came out, and sums (rows, heads, length), the weights' sums' logarithms to base 2.
     """
 
     query: mx.array
@@ -89,8 +89,8 @@ def attend_back(
     kernels: LayerKernels | None = None,
     window: int | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
-    """Gradients of query, key and value, in their shapes; the attention kernels give those of key and value in the
-    shape of query: what comes from the heads that share a key is to be added up.
+    """Gradients of query, key and value, in their shapes; the attention kernels give those of key and value in parts to
+    be added up: (rows, kv heads * parts, length, size).
     """
     rows, heads, length, size = attended.query.shape
     if attended.mixed is not None and attended.sums is not None:

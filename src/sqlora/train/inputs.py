@@ -138,6 +138,7 @@ def prepare_inputs(
     def written() -> None:
         store.wait()
         filling.finish()
+        store.wait()  # for what that has had to compute
         if checking is None:
             tell()
 

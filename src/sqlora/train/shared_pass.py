@@ -51,14 +51,17 @@ def fill_together(
 ) -> Filling:
     """Let the store hold the wanted examples, for every rank that sees its disk.
 
-    A rank takes a part of what is missing, sorted by length: so it has few lengths, of which the last batch may be no
-    full one, and each of which takes a GPU time at first. `finish` waits until they are written and hears where
-    the others' lie, which can be late: their writing goes on meanwhile. What is lacking then, because the disk was not
-    shared after all or shows others' files late, each rank computes by itself.
+    A rank takes a part of what is missing, sorted by length. It then has few lengths; each has one batch that is not
+    full, and costs a GPU some time when it is first met. `finish` waits until they are written and hears where the
+    others' lie; until then the caller can do other things. What is lacking then, because the disk was not shared after
+    all or shows others' files late, each rank computes by itself, with two layers beside whatever is in memory.
 
     Args:
         wanted: what goes into the model, the same on all ranks of one disk.
         fill: computes the examples that the store lacks of those it gets; returns how many these were.
+
+    Returns:
+        The count so far, which `finish` may raise.
     """
 
     def fill_share(peers: Sequence[int]) -> bool:

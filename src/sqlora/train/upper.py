@@ -191,7 +191,10 @@ def _read(module: nn.Module, following: Sequence[nn.Module]) -> None:
 def _exchange(module: nn.Module, reader: int, group: Group) -> None:
     """Give every rank the weights that one of them has read."""
     arrays = cast(list[tuple[str, mx.array]], tree_flatten(module.parameters()))
-    received = [(name, group.from_rank(reader, array)) for name, array in arrays]
+    received = []
+    for name, array in arrays:
+        received.append((name, group.from_rank(reader, array)))
+        mx.async_eval(received[-1][1])  # one by one, so that all ranks have them in one order
     mx.eval([array for _, array in received])  # before the next module's, for all take memory twice until the next line
     module.update(tree_unflatten(received))
 

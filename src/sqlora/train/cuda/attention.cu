@@ -348,9 +348,8 @@ template <int SIZE> __device__ inline void attend_back(
     out.store(to, SIZE, task.mine, length, kind == 0 ? by_scale : ones);
 }
 
-// Few enough registers that two blocks are on a multiprocessor, and one works while another waits.
 #undef BOUNDS
-#define BOUNDS __launch_bounds__(THREADS, 2)
+#define BOUNDS __launch_bounds__(THREADS)
 #define ATTEND(SIZE) \
     KERNEL(attend_##SIZE)( \
         const T* query, const T* key, const T* value, T* mixed, float* sums, int length, int queries, int keys, \

@@ -1,8 +1,8 @@
 """Compiles the sources of sqlora's CUDA kernels by NVRTC, the compiler that MLX brings along.
 
 MLX compiles kernels that it is given as source in every process anew, and its own on a machine's first use, three
-seconds each, for they include large headers. These need none and take a tenth of a second each, attention's way back a
-whole one; threads compile them while the process does other things. What they make is kept where MLX keeps its own.
+seconds each, for they include large headers. These need none and take a tenth of a second each, attention's way back
+three; threads compile them while the process does other things. What they make is kept where MLX keeps its own.
 """
 
 from __future__ import annotations
@@ -123,6 +123,17 @@ def layer_names(dtype: str, size: int) -> tuple[str, ...]:
 def name_of(kernel: str, dtype: str) -> str:
     """A kernel's name in the compiled module; MLX knows a module by it, so it is another for each type."""
     return f"sqlora_{kernel}_{dtype}"
+
+
+@cache
+def attends() -> bool:
+    """Whether this machine's device has tensor cores for the attention; without a CUDA device, of others: yes."""
+    if not has_cuda():
+        return True
+    try:
+        return int(_architecture().removeprefix("sm_")) >= _TENSOR_CORES
+    except (OSError, RuntimeError, AttributeError):
+        return False
 
 
 def file_of(kernel: str) -> Path:

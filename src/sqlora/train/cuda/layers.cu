@@ -23,8 +23,8 @@ template <int COUNT> __device__ inline void sum_of_block(float* values) {
     __syncthreads();
 #pragma unroll
     for (int one = 0; one < COUNT; one++) {
-        const int warp = threadIdx.x % 32;
-        values[one] = sum_of_warp(warp < WARPS ? parts[one][warp] : 0);
+        const int lane = threadIdx.x % 32;
+        values[one] = sum_of_warp(lane < WARPS ? parts[one][lane] : 0);
     }
 }
 

@@ -99,7 +99,7 @@ class LayerKernels(Kernels):
 
     def attend(self, query: mx.array, key: mx.array, value: mx.array, window: int | None) -> Two:
         """What `turn` gave -> the attention's output (T, queries * size), causal and within the window, if any; and the
-        logarithm of each query's sum of weights (rows, queries, length) in float32, for `attend_back`.
+        logarithm to base 2 of each query's sum of weights (rows, queries, length) in float32, for `attend_back`.
         """
         rows, _, length, size = query.shape
         shapes = [(rows * length, self.queries * size), (rows, self.queries, length)]
