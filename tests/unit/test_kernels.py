@@ -610,7 +610,9 @@ def test_what_was_compiled_is_kept_for_other_processes(
 
 def test_an_older_device_has_the_kernels_without_attention(monkeypatch: pytest.MonkeyPatch, as_on_cuda: None) -> None:
     monkeypatch.setattr(compiler, "compile_for", lambda source, architecture: architecture.encode())
+    assert compiler.attends.__wrapped__() is True
     monkeypatch.setattr(compiler, "_architecture", lambda: "sm_75")
+    assert compiler.attends.__wrapped__() is False
     names = layer_names("float16", 64)
     assert compiled(names, "float16") == dict.fromkeys([name for name in names if "attend" not in name], b"sm_75")
     monkeypatch.setattr(compiler, "_architecture", lambda: "sm_120")

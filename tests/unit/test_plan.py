@@ -339,7 +339,7 @@ def test_what_a_cuda_device_has_beside_a_macs() -> None:
     assert large.phases["validation"]["inputs of the validation"] == TRANSFER_BYTES
 
 
-def test_attention_kernels_have_no_weights_in_memory() -> None:
+def test_attention_kernels_have_no_weights_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     shape, lora = known_shape("mistral-7b").converted("bfloat16", None, 64), dataclasses.replace(LORA, layers=16)
     weights = 32 * 200**2  # numbers a row
 
@@ -352,6 +352,9 @@ def test_attention_kernels_have_no_weights_in_memory() -> None:
 
     assert kept() == 4 * 200 * 4096, "what comes out of it"
     assert kept(rows=60) == 60 * 200 * 4096
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "attends", lambda: False)
+        assert kept() == 4 * weights, "an older device"
     assert kept(device="metal") == 4 * weights
     assert kept(shape=known_shape("mistral-7b").converted("float32", None, 64)) == 4 * weights
     assert kept(shape=dataclasses.replace(shape, heads=16)) == 4 * weights / 2, "heads of 256"

@@ -70,6 +70,23 @@ def test_frozen_layers_by_kernels_of_their_own_give_what_mlx_gives(
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=3e-5)
 
 
+def test_what_states_are_waited_for_is_the_frozen_passs(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, fill, load = [0.0], inputs_module.fill_together, Upper.load
+
+    def passed(seconds: float) -> None:
+        clock[0] += seconds
+
+    def filled(*arguments: Any) -> Any:
+        passed(1)
+        filling = fill(*arguments)
+        return dataclasses.replace(filling, finish=lambda: (passed(20), filling.finish()))
+
+    monkeypatch.setattr(run_module, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(inputs_module, "fill_together", filled)
+    monkeypatch.setattr(Upper, "load", lambda self, *group: (passed(300), load(self, *group)))
+    assert run(model_folder, iterations=2).frozen_seconds == 21, "without the reading of the trained layers"
+
+
 @pytest.mark.parametrize(
     ("most", "wave", "expected"),
     [(0, 10**6, [12]), (30_000, 10**6, [4, 8]), (10**9, 10**6, [0, 12]), (10**9, 60, [4, 3, 3, 0, 2])],

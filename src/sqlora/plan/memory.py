@@ -123,10 +123,8 @@ def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> b
 
     Where NVRTC fails it is not, after a warning, and takes the memory of its weights.
     """
-    fits = (
-        attends() and load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
-    )
-    return _fused(shape, lora, device) and fits
+    fits = load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
+    return fits and _fused(shape, lora, device) and attends()
 
 
 def _kept(shape: Shape, lora: LoraParams, load: Load, device: str, going: int) -> tuple[int, int, int]:

@@ -130,14 +130,15 @@ def train_adapter(
             )
             inputs = prepare(check_later=True)
             frozen_seconds, frozen_peak = perf_counter() - started, peak_memory()
-            upper = _load(base, frozen, group, inputs)
+            upper, waited = _load(base, frozen, group, inputs)
+            frozen_seconds += waited
             started = perf_counter()
             if not inputs.sound():
                 inputs.settle()
                 del base, upper  # the frozen pass has room for two layers
                 inputs = prepare(check_later=False)
                 frozen_peak = peak_memory()
-                upper = _load(load_lazily(model)[0], frozen, group, inputs)
+                upper, _ = _load(load_lazily(model)[0], frozen, group, inputs)
             frozen_seconds += perf_counter() - started
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
@@ -186,8 +187,10 @@ def train_adapter(
     )
 
 
-def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> Upper:
-    """The trained part with its weights, once the inputs are in their files and out of memory."""
+def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> tuple[Upper, float]:
+    """The trained part with its weights, once the inputs are in their files and out of memory, and for how many seconds
+    it waited for these behind the weights.
+    """
     upper = Upper(base, frozen)
     upper.freeze()
     # GPUs of one host read its files once: filling memory that they share takes longer than their messages. The
@@ -195,12 +198,14 @@ def _load(base: Any, frozen: int, group: Group, inputs: Inputs) -> Upper:
     shares = all(group.each(has_cuda() and len(group.disk) == group.size))
     try:
         upper.load(group if shares else ALONE)
+        started = perf_counter()
         inputs.written()
+        waited = perf_counter() - started
     except BaseException:
         inputs.abandon()  # or the process would not end before all states are looked at
         raise
     mx.clear_cache()  # what held the states
-    return upper
+    return upper, waited
 
 
 def _announce(folder: Path) -> None:

@@ -131,7 +131,7 @@ def attends() -> bool:
     if not has_cuda():
         return True
     try:
-        return int(_architecture().removeprefix("sm_")) >= _TENSOR_CORES
+        return _has_products(_architecture())
     except (OSError, RuntimeError, AttributeError):
         return False
 
@@ -188,7 +188,7 @@ def _background() -> ThreadPoolExecutor:
 def _compile(kernel: str, dtype: str) -> bytes | None:
     """None for a device whose tensor cores lack the attention's products."""
     architecture = _architecture()
-    if kernel.startswith(ATTENTION) and int(architecture.removeprefix("sm_")) < _TENSOR_CORES:
+    if kernel.startswith(ATTENTION) and not _has_products(architecture):
         return None
     return kept_or_compiled(source_of(kernel, dtype), architecture)
 
@@ -253,6 +253,10 @@ def _text(size_of: Callable[..., int], get: Callable[..., int], program: ctypes.
     buffer = ctypes.create_string_buffer(size.value)
     _check(get(program, buffer))
     return buffer.raw
+
+
+def _has_products(architecture: str) -> bool:
+    return int(architecture.removeprefix("sm_")) >= _TENSOR_CORES
 
 
 def _architecture() -> str:
