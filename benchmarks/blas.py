@@ -25,7 +25,7 @@ from mlx_lm.utils import load_model
 from sqlora.params.all import check_params
 from sqlora.text import read_examples
 from sqlora.tokenizer import Tokenizer
-from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
+from sqlora.train.buckets import Planned, batch_indices, bucket_of, choose_lengths
 from sqlora.train.feed import transfer
 from sqlora.train.loss import make_batch
 from sqlora.train.lora import add_lora
@@ -43,17 +43,17 @@ lengths = [len(e.tokens) - 1 for e in examples]
 buckets = choose_lengths(lengths, batch_size=params["train"].batch_size)
 stepper = Stepper(model, params["lora"], params["train"])
 
-def fetch(chosen, length):
-    batch = np.zeros((len(chosen), length), dtype=np.int32)
-    for row, index in enumerate(chosen):
-        batch[row, : lengths[index]] = examples[index].tokens[:-1]
+def fetch(chosen, starts, tokens):
+    batch = np.zeros(tokens, dtype=np.int32)
+    for start, index in zip(starts, chosen):
+        batch[start : start + lengths[index]] = examples[index].tokens[:-1]
     return batch
 
 print(BLAS.name)
 for number in range(int(sys.argv[1]) + 1):
     chosen = batch_indices(number, lengths, buckets, params["train"].batch_size, 1)
     length = bucket_of(max(lengths[index] for index in chosen), buckets)
-    batch = make_batch(examples, chosen, fetch, rows=len(chosen), length=length, counted=0, kind="completion")
+    batch = make_batch(examples, Planned(chosen, length, len(chosen), 0), fetch, "completion")
     started = time.perf_counter()
     mx.eval(*stepper.step(transfer([batch])), stepper.adapter())
     if number:  # the first one warms up

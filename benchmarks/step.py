@@ -33,6 +33,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.prefetch import prefetch
 from sqlora.runtime import cut_graphs
 from sqlora.tokenizer import Encoded
+from sqlora.train.buckets import Planned
 from sqlora.train.cuda import kernels
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.lora import add_lora
@@ -195,12 +196,12 @@ def inputs(batch: int, length: int, width: int) -> Ready:
     # Random: with zeros a GPU's steps are a tenth quicker than a run's (docs/decisions.md).
     rng = np.random.default_rng(length)
 
-    def fetch(chosen: Sequence[int], size: int) -> np.ndarray:
-        states = rng.standard_normal((len(chosen), size, width), dtype=np.float32)
+    def fetch(chosen: Sequence[int], starts: Sequence[int], tokens: int) -> np.ndarray:
+        states = rng.standard_normal((tokens, width), dtype=np.float32)
         return (states.view(np.uint32) >> 16).astype(np.uint16) if GPU else states  # a bfloat16 is a float's first half
 
     examples = [Encoded(tuple(range(3, 4 + length)), length // 2)] * batch
-    ready = transfer([make_batch(examples, range(batch), fetch, length=length, kind="all")])[0]
+    ready = transfer([make_batch(examples, Planned(list(range(batch)), length, batch, 0), fetch, "all")])[0]
     mx.eval(ready.inputs, ready.positions, ready.targets, ready.weights, ready.places)
     return ready
 

@@ -184,11 +184,14 @@ def ours(
     from train_params import train_params
 
     from sqlora.distributed.rank import joined
+    from sqlora.model import load_lazily
     from sqlora.params.lora import LoraParams
     from sqlora.plan.check import expect
     from sqlora.tokenizer import Encoded
-    from sqlora.train.buckets import batch_indices, choose_lengths
+    from sqlora.train.batching import batching_of
     from sqlora.train.data import read_config
+    from sqlora.train.fused import packs
+    from sqlora.train.inputs import lengths_of
     from sqlora.train.report import Report
     from sqlora.train.run import train_adapter
 
@@ -214,9 +217,9 @@ def ours(
         if group.rank:
             return {}
     lengths = [len(example.tokens) - 1 for example in train]
-    buckets = choose_lengths(lengths, batch_size=batch)
-    chosen = (index for step in range(iterations) for index in batch_indices(step, lengths, buckets, batch, 1))
-    tokens = sum(len(train[index].tokens) for index in chosen)
+    packed = packs(load_lazily(model)[0].layers, lora, max(len(example.tokens) - 1 for example in (*train, *valid)))
+    batching = batching_of(train, None if packed else lengths_of(train, batch_size=batch), params, 1)
+    tokens = sum(len(train[index].tokens) for step in range(iterations) for index in batching.examples(step))
     below, above = matmul_flop(read_config(model), layers)
     once = trained.computed * below * sum(lengths) / len(lengths)
     return {
@@ -444,7 +447,12 @@ def prepare(target: Path, wikisql: Path, tokenizer: Path | None) -> None:
 
 
 def print_padding(lengths: list[int]) -> None:
-    """Of an epoch's tokens at several batch sizes: padding, and with the empty rows that fill a GPU's batches."""
+    """Of an epoch's tokens at several batch sizes: padding, and with the empty rows that fill a GPU's batches; and of
+    1,000 steps' where examples lie one after another, over one rank and over four.
+    """
+    from train_params import train_params
+
+    from sqlora.train.batching import Packed, Sizes
     from sqlora.train.buckets import bucket_of, choose_lengths, epoch_batches
 
     for size in (1, 2, 4, 8, 16, 32, 64):
@@ -454,6 +462,14 @@ def print_padding(lengths: list[int]) -> None:
         padded = sum(len(batch) * length for batch, length in zip(batches, longest, strict=True))
         shares = (1 - sum(lengths) / tokens for tokens in (padded, size * sum(longest)))
         print(f"batch {size}: {len(buckets)} lengths, padding {' and '.join(f'{share:.1%}' for share in shares)}")
+        for ranks in (1, 4):
+            packed = Packed(Sizes(lengths, lengths), train_params(batch_size=size, iterations=1000), ranks)
+            batches = [one for step in range(1000) for rank in range(ranks) for one in packed.share(step, rank)]
+            tokens = [one.length for one in batches]
+            real = sum(lengths[index] for one in batches for index in one.chosen)
+            share = 1 - real / sum(tokens)
+            shapes = sorted(set(tokens))
+            print(f"    packed, {ranks} ranks: {len(shapes)} shapes up to {shapes[-1]} tokens, filling {share:.1%}")
 
 
 def encode(examples: Mapping[str, Sequence[Any]], model: Path, target: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from train_params import train_params
 
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
+from sqlora.train.buckets import Planned
 from sqlora.train.cuda import kernels, layers
 from sqlora.train.feed import transfer
 from sqlora.train.fused import FusedLayer
-from sqlora.train.loss import Batch
+from sqlora.train.inputs import token_fetcher
+from sqlora.train.loss import Batch, make_batch
 from sqlora.train.run import Trained, train_adapter
+from sqlora.train.states import StateStore
 from sqlora.train.upper import Upper
 
 LORA = LoraParams(adapter="lora", layers=2, rank=4, scale=10.0, dropout=0.0, targets=("q_proj", "v_proj"))
@@ -51,11 +55,17 @@ def equal(one: Arrays, other: Arrays) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def tokens(chosen: list[Encoded], length: int) -> np.ndarray:
-    batch = np.zeros((len(chosen), length), dtype=np.int32)
-    for row, example in enumerate(chosen):
-        batch[row, : len(example.tokens) - 1] = example.tokens[:-1]
-    return batch
+def batch_of(rows: Sequence[Encoded], length: int, kind: str, /, **filled: Any) -> Batch:
+    """Of all these examples, whose inputs are tokens, padded to a length; filled: other fields of Planned."""
+    chosen = list(range(len(rows)))
+    planned = Planned(chosen, length, len(rows), 0)
+    return make_batch(rows, dataclasses.replace(planned, **filled), token_fetcher(rows), kind)
+
+
+def read_rows(store: StateStore, keys: Sequence[str], length: int) -> np.ndarray:
+    """States padded to a length, (len(keys), length, width)."""
+    starts = [row * length for row in range(len(keys))]
+    return store.read(keys, starts, len(keys) * length).reshape(len(keys), length, store.width)
 
 
 def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:

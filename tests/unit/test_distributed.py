@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -25,13 +26,15 @@ import pytest
 from contract import ROOT
 from ranks_script import train
 from safetensors.numpy import load_file
+from train_params import train_params
 
 from sqlora.distributed import launch
 from sqlora.distributed.group import ALONE
 from sqlora.errors import SqloraError
 from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths
-from sqlora.train.division import divide, used_by
+from sqlora.train.batching import Packed, Padded, Sizes, used
+from sqlora.train.buckets import bucket_of, choose_lengths
+from sqlora.train.division import divide
 from sqlora.train.validation import Data, Validator
 
 # --- a step is divided ----------------------------------------------------------------------------------------------
@@ -71,35 +74,39 @@ def test_rows_of_one_length_are_divided_evenly_and_accumulation_costs_no_extra_b
 
 
 def test_a_rank_on_a_machine_of_its_own_knows_what_it_will_use() -> None:
-    lengths = [random.Random(1).randint(5, 60) for _ in range(40)]
-    buckets = choose_lengths(lengths)
-    steps, accumulation, batch_size, seed, size = 7, 2, 3, 4, 2
-    found = [used_by([rank], size, steps, accumulation, lengths, buckets, batch_size, seed) for rank in range(size)]
-    for rank in range(size):
-        expected = set()
-        for step in range(steps):
-            numbers = (2 * step, 2 * step + 1)
-            parts = [batch_indices(number, lengths, buckets, batch_size, seed) for number in numbers]
-            for batch, _ in divide(parts, lengths, buckets, batch_size, rank, size):
-                expected.update(batch)
-        assert found[rank] == sorted(expected)
-        assert 0 < len(expected) < 40
+    rng = random.Random(1)
+    lengths = [rng.randint(5, 60) for _ in range(40)]
+    sizes = Sizes(lengths, lengths)
+    params = dataclasses.replace(train_params(batch_size=3, iterations=5), gradient_accumulation=2)
+    for batching in (
+        Padded(sizes, choose_lengths(lengths), params, 2, few_shapes=False),
+        Packed(sizes, params, 2),
+    ):
+        mine = [used(batching, 5, 40, [rank]) for rank in range(2)]
+        every = used(batching, 5, 40)
+        assert set(mine[0]) | set(mine[1]) == set(every) == set(used(batching, 5, 40, [0, 1]))
+        for rank, found in enumerate(mine):
+            shares = [planned.chosen for step in range(5) for planned in batching.share(step, rank)]
+            assert found == sorted({row for share in shares for row in share})
+            assert len(found) < len(every) < 40
+        assert used(batching, 20, 40) == list(range(40)), "more than an epoch"
 
 
-def test_validation_is_divided_as_well() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_validation_is_divided_as_well(packed: bool) -> None:
     examples = [Encoded(tuple(range(5 + 3 * (index % 7))), 2) for index in range(11)]
-    buckets = choose_lengths([len(example.tokens) - 1 for example in examples])
+    lengths = None if packed else choose_lengths([len(example.tokens) - 1 for example in examples])
     seen: list[list[int]] = []
 
-    def fetch(chosen: Sequence[int], length: int) -> np.ndarray:
+    def fetch(chosen: Sequence[int], starts: Sequence[int], tokens: int) -> np.ndarray:
         seen[-1] += chosen
-        return np.zeros((len(chosen), length), dtype=np.int32)
+        return np.zeros(tokens, dtype=np.int32)
 
     stepper: Any = SimpleNamespace(losses=lambda batch: mx.zeros(2))
     for rank in range(3):
         seen.append([])
         group: Any = SimpleNamespace(rank=rank, size=3, totals=list)
-        assert Validator(Data(examples, fetch, buckets, 4), 2, group).losses(stepper) == (0.0, 0.0)
+        assert Validator(Data(examples, fetch, lengths, 4), 2, group).losses(stepper) == (0.0, 0.0)
     assert sorted(index for share in seen for index in share) == list(range(11))
     assert [len(share) for share in seen] == [4, 4, 3]
 

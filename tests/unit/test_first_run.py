@@ -22,6 +22,7 @@ from sqlora.distributed.group import Group
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import attention, fused
+from sqlora.train.buckets import Planned
 from sqlora.train.cuda import kernels, layers
 from sqlora.train.feed import Ready, transfer
 from sqlora.train.layer import Layer
@@ -79,6 +80,7 @@ def make(
 ) -> tuple[Stepper, Ready]:
     """A compiled stepper of a model of three layers, and a batch."""
     targets, counted = changes.pop("targets", ("q_proj", "v_proj")), changes.pop("counted", "all")
+    packed = changes.pop("packed", False)
     arguments = llama.ModelArgs(
         model_type="llama",
         hidden_size=WIDTH,
@@ -101,11 +103,11 @@ def make(
     stepper = Stepper(upper, lora, train_params(**changes), compiled=True, fused=True)
     examples = [Encoded(tuple(range(3 + number, 15 + number)), 6) for number in range(2)]
 
-    def inputs(chosen: Sequence[int], length: int) -> np.ndarray:
-        shape, kind = (len(chosen), length), TYPES[dtype]
-        return np.zeros((*shape, WIDTH), dtype=kind) if frozen else np.zeros(shape, dtype=np.int32)
+    def inputs(chosen: Sequence[int], starts: Sequence[int], tokens: int) -> np.ndarray:
+        return np.zeros((tokens, WIDTH), dtype=TYPES[dtype]) if frozen else np.zeros(tokens, dtype=np.int32)
 
-    return stepper, transfer([make_batch(examples, range(2), inputs, length=16, kind=counted)])[0]
+    planned = Planned([0, 1], 26, 1, 0, packed=True) if packed else Planned([0, 1], 16, 2, 0)
+    return stepper, transfer([make_batch(examples, planned, inputs, counted)])[0]
 
 
 @pytest.mark.parametrize("dtype", list(TYPES), ids=str)
@@ -133,6 +135,20 @@ def test_a_step_and_a_validation(
     updated = stepper._update(*sums, mx.array([8.0, 0.125]))
     state = [value for value in stepper.optimizer.state.values() if isinstance(value, mx.array)]
     assert not compiled_by_mlx(*updated, stepper._vector, *state, *stepper.optimizer.state["adapter"].values())
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+@pytest.mark.parametrize(
+    "changes", [{}, {"counted": "completion", "gradient_checkpointing": True, "frozen": 0}], ids=str
+)
+def test_examples_one_after_another(
+    changes: dict[str, Any], dtype: mx.Dtype, compiled_by_mlx: Callable[..., set[str]]
+) -> None:
+    stepper, batch = make(dtype, packed=True, **changes)
+    assert stepper.packs
+    assert batch.spans is not None
+    assert not compiled_by_mlx(*stepper._summed([batch]))
+    assert not compiled_by_mlx(*stepper._model.losses(stepper._vector, batch))
 
 
 @pytest.mark.parametrize(("plain", "most"), [(8, 1024), (512, 16)])

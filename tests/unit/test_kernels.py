@@ -6,7 +6,7 @@ import ctypes
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +32,7 @@ from sqlora.train.cuda.compiler import (
     source_of,
 )
 from sqlora.train.cuda.kernels import kernels_for
-from sqlora.train.cuda.layers import LayerKernels, angles_of, layer_kernels, parts_of, turns_of
+from sqlora.train.cuda.layers import LayerKernels, angles_of, layer_kernels, parts_of, spans_of, turns_of
 from sqlora.train.layer import normed_back
 
 ROWS, QUERIES, KEYS, SIZE = 2, 4, 2, 8
@@ -84,11 +84,24 @@ def test_heads_are_turned_and_turned_back(name: str, length: int) -> None:
         query, key, value = mx.split(heads, [QUERIES, QUERIES + KEYS], axis=1)
         return [rope(query), rope(key), value]
 
-    found = of(rope).turn(flat, ROWS, length)
+    spans = spans_of(ROWS, length)
+    found = of(rope).turn(flat, ROWS, length, spans)
     for one, other in zip(found, expected(flat), strict=True):
         near(one, other)
     gradients = [random_array(*one.shape, seed=seed) for seed, one in enumerate(found)]
-    near(of(rope).turn_back(*gradients)[0], mx.vjp(expected, [flat], gradients)[1][0])
+    near(of(rope).turn_back(*gradients, spans)[0], mx.vjp(expected, [flat], gradients)[1][0])
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+def test_heads_of_examples_one_after_another_are_turned_by_their_places_in_these() -> None:
+    own, flat, lengths = of(ROPES["plain"]()), random_array(12, WIDTH), (4, 1, 7)
+    spans = spans_between(lengths)
+    found = own.turn(flat, 1, 12, spans)
+    parts = [own.turn(part, 1, len(part), spans_of(1, len(part))) for part in mx.split(flat, [4, 5])]
+    for one, others in zip(found, zip(*parts, strict=True), strict=True):
+        near(one, mx.concatenate(list(others), axis=2))
+    back = [own.turn_back(*part, spans_of(1, part[0].shape[2]))[0] for part in parts]
+    near(own.turn_back(*found, spans)[0], mx.concatenate(back))
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -97,11 +110,12 @@ def test_an_adapter_is_added_before_heads_are_turned(length: int, rank: int) -> 
     own = of(ROPES["plain"]())
     flat, second = random_array(ROWS * length, WIDTH), random_array(rank, WIDTH, seed=2)
     low = random_array(ROWS * length, rank, seed=3)
-    found, expected = own.turn(flat, ROWS, length, (low, second)), own.turn(flat + low @ second, ROWS, length)
+    shape = ROWS, length, spans_of(ROWS, length)
+    found, expected = own.turn(flat, *shape, (low, second)), own.turn(flat + low @ second, *shape)
     for one, other in zip(found, expected, strict=True):
         near(one, other, 1e-5)
-    heads, reduced = own.turn_back(*found, second)
-    near(heads, own.turn_back(*found)[0])
+    heads, reduced = own.turn_back(*found, shape[-1], second)
+    near(heads, own.turn_back(*found, shape[-1])[0])
     near(reduced, heads @ second.T, 1e-5)
 
 
@@ -110,7 +124,8 @@ def test_gradients_of_heads_that_share_a_key_are_added_up() -> None:
     own = of(ROPES["plain"]())
     query, key, value = (random_array(ROWS, QUERIES, 5, SIZE, seed=seed) for seed in range(3))
     key_sum, value_sum = (one.reshape(ROWS, KEYS, -1, 5, SIZE).sum(axis=2) for one in (key, value))
-    near(own.turn_back(query, key, value)[0], own.turn_back(query, key_sum, value_sum)[0])
+    spans = spans_of(ROWS, 5)
+    near(own.turn_back(query, key, value, spans)[0], own.turn_back(query, key_sum, value_sum, spans)[0])
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -120,19 +135,28 @@ def test_gradients_of_heads_that_share_a_key_are_added_up() -> None:
     + [(100, window) for window in (1, 31, 32, 33, 64, 65)],
 )
 def test_attention_of_16_bits_is_that_of_mlx(length: int, window: int | None) -> None:
-    check_attention(mx.float16, 64, length, window, 1.5e-3)
+    check_attention(mx.float16, 64, [length] * ROWS, window, 1.5e-3)
+
+
+@pytest.mark.usefixtures("on_the_cpu")
+@pytest.mark.parametrize("window", [None, 1, 16, 33])
+@pytest.mark.parametrize(
+    "lengths", [[37, 5, 64, 1, 26], [16, 48, 64, 32], [1] * 20, [3, 130, 1, 1, 15], [200], [63, 65], [15, 17, 100]]
+)
+def test_attention_of_examples_one_after_another_is_that_of_each(lengths: list[int], window: int | None) -> None:
+    check_attention(mx.float16, 64, lengths, window, 1.5e-3)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("length", "window"), [(21, None), (100, 33)])
 def test_attention_of_larger_heads_is_that_of_mlx(length: int, window: int | None) -> None:
-    check_attention(mx.bfloat16, 128, length, window, 1e-2)
+    check_attention(mx.bfloat16, 128, [length, 9, length], window, 1e-2)
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 @pytest.mark.parametrize(("dtype", "size", "most"), [(mx.bfloat16, 64, 2e-2), (mx.float16, 128, 2e-3)])
 def test_attention_without_shared_keys_is_that_of_mlx(dtype: mx.Dtype, size: int, most: float) -> None:
-    check_attention(dtype, size, 33, None, most, replace(attention_kernels(dtype, size), queries=KEYS))
+    check_attention(dtype, size, [33, 33], None, most, replace(attention_kernels(dtype, size), queries=KEYS))
 
 
 @pytest.mark.usefixtures("on_the_cpu")
@@ -141,38 +165,53 @@ def test_a_block_adds_up_the_gradients_of_heads_that_share_a_key(monkeypatch: py
     monkeypatch.setattr(layers, "_ENOUGH_BLOCKS", blocks)
     own = replace(attention_kernels(mx.float16, 64), queries=8)
     for length, window in ((40, 20), (133, None)):
-        assert parts_of(ROWS, length, 8, KEYS) == (1 if blocks == 1 or length > 64 else 2)
-        check_attention(mx.float16, 64, length, window, 1.5e-3, own)
+        assert parts_of(ROWS * length, 8, KEYS) == (1 if blocks == 1 or length > 64 else 2)
+        check_attention(mx.float16, 64, [length] * ROWS, window, 1.5e-3, own)
+
+
+def spans_between(lengths: Sequence[int]) -> mx.array:
+    """Of examples one after another."""
+    ends = np.cumsum(lengths)
+    return mx.array(np.stack([np.repeat(ends - lengths, lengths), np.repeat(ends, lengths)]).astype(np.int32))
 
 
 def check_attention(
-    dtype: mx.Dtype, size: int, length: int, window: int | None, most: float, own: LayerKernels | None = None
+    dtype: mx.Dtype,
+    size: int,
+    lengths: Sequence[int],
+    window: int | None,
+    most: float,
+    own: LayerKernels | None = None,
 ) -> None:
-    """By the kernels, and in float32 by MLX: errors are below a share of the largest number."""
+    """By the kernels, and each example in float32 by MLX: errors are below a share of the largest number."""
     own = own or attention_kernels(dtype, size)
-    inputs = [random_array(ROWS, heads, length, size, seed=heads).astype(dtype) for heads in (own.queries, KEYS, KEYS)]
-    query, key, value = (one.astype(mx.float32) for one in inputs)
-    mask = make_mask(length, mx.float32, own.queries // KEYS, window)
-    expected, kept = attend(query, key, value, mask, own.scale)
-    found, own_kept = attend(*inputs, None, own.scale, own, window)
+    tokens, spans = sum(lengths), spans_between(lengths)
+    inputs = [random_array(1, heads, tokens, size, seed=heads).astype(dtype) for heads in (own.queries, KEYS, KEYS)]
+    found, own_kept = attend(*inputs, None, own.scale, own, window, spans)
     assert own_kept.weights is None
     gradient = random_array(*found.shape, seed=9).astype(dtype)
-    back = attend_back(gradient.astype(mx.float32), kept, mask, own.scale)
-    own_back = list(attend_back(gradient, own_kept, None, own.scale, own, window))
-    parts = parts_of(ROWS, length, own.queries, KEYS)
+    own_back = list(attend_back(gradient, own_kept, None, own.scale, own, window, spans))
+    parts = parts_of(tokens, own.queries, KEYS)
     for place in (1, 2):
-        own_back[place] = own_back[place].astype(mx.float32).reshape(ROWS, KEYS, parts, length, size).sum(axis=2)
-    for one, other in zip((found, *own_back), (expected, *back), strict=True):
-        error = np.abs(np.array(one.astype(mx.float32)) - np.array(other)).max()
-        assert error <= most * max(1, np.abs(np.array(other)).max())
+        own_back[place] = own_back[place].astype(mx.float32).reshape(1, KEYS, parts, tokens, size).sum(axis=2)
+    for start, length in zip(np.cumsum(lengths) - lengths, lengths, strict=True):
+        here = slice(int(start), int(start) + length)
+        query, key, value = (one[:, :, here].astype(mx.float32) for one in inputs)
+        mask = make_mask(length, mx.float32, own.queries // KEYS, window)
+        expected, kept = attend(query, key, value, mask, own.scale)
+        back = attend_back(gradient[here].astype(mx.float32), kept, mask, own.scale)
+        mine = (found[here], *(one[:, :, here] for one in own_back))
+        for one, other in zip(mine, (expected, *back), strict=True):
+            error = np.abs(np.array(one.astype(mx.float32)) - np.array(other)).max()
+            assert error <= most * max(1, np.abs(np.array(other)).max())
 
 
 @pytest.mark.usefixtures("on_the_cpu")
 def test_large_scores_of_16_bits_do_not_overflow() -> None:
     own = attention_kernels(mx.bfloat16, 64)
     query, key, value = (random_array(1, heads, 20, 64).astype(mx.bfloat16) * 1e3 for heads in (QUERIES, KEYS, KEYS))
-    mixed, sums = own.attend(query, key, value, None)
-    gradients = own.attend_back(mixed, query, key, value, mixed, sums, None)
+    mixed, sums = own.attend(query, key, value, spans_of(1, 20), None)
+    gradients = own.attend_back(mixed, query, key, value, mixed, sums, spans_of(1, 20), None)
     assert all(np.isfinite(np.array(one.astype(mx.float32))).all() for one in (mixed, sums, *gradients))
 
 
@@ -181,7 +220,7 @@ def test_what_is_hidden_is_hidden_from_scores_far_below_zero() -> None:
     own = attention_kernels(mx.float16, 64)
     query, key = mx.ones((1, QUERIES, 20, 64)) * 8, mx.ones((1, KEYS, 20, 64)) * -60
     value = random_array(1, KEYS, 20, 64)
-    mixed, _ = own.attend(*(one.astype(mx.float16) for one in (query, key, value)), None)
+    mixed, _ = own.attend(*(one.astype(mx.float16) for one in (query, key, value)), spans_of(1, 20), None)
     expected, _ = attend(query, key, value, make_mask(20, mx.float32, QUERIES // KEYS, None), own.scale)
     near(mixed.astype(mx.float32), expected, 2e-3)
 
@@ -191,7 +230,7 @@ def test_what_is_no_number_does_not_vanish() -> None:
     own = attention_kernels(mx.float16, 64)
     query, key, value = (mx.ones((1, heads, 20, 64), dtype=mx.float16) for heads in (QUERIES, KEYS, KEYS))
     key[:, :, 7] = mx.nan
-    mixed, _ = own.attend(query, key, value, None)
+    mixed, _ = own.attend(query, key, value, spans_of(1, 20), None)
     assert np.isnan(np.array(mixed)).all(axis=1).tolist() == [False] * 7 + [True] * 13
 
 
@@ -320,7 +359,7 @@ def test_a_bfloat16_is_the_nearest(scratch: Path) -> None:
     wide = np.random.default_rng(5).standard_normal(2 * KEYS * SIZE).astype(np.float32)
     rounded = mx.array(wide).astype(mx.bfloat16)
     numbers = mx.concatenate([mx.zeros(QUERIES * SIZE, dtype=mx.bfloat16), rounded]).reshape(1, -1)
-    _, key, value = of(ROPES["plain"](), mx.bfloat16).turn(numbers, 1, 1)  # at position 0 nothing turns
+    _, key, value = of(ROPES["plain"](), mx.bfloat16).turn(numbers, 1, 1, spans_of(1, 1))  # at position 0 nothing turns
     found = mx.concatenate([key.reshape(-1), value.reshape(-1)])
     assert np.array_equal(np.array(found.astype(mx.float32)), np.array(rounded.astype(mx.float32)))
     # Between two of them, above that, below it, and what a wrong rounding would make infinite, or a number again.
@@ -340,15 +379,16 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
     query, key, scores = random_array(2, QUERIES, 3, SIZE), random_array(2, KEYS, 3, SIZE), random_array(2, KEYS, 6, 3)
     small, factors = random_array(6, 8), random_array(8, WIDTH)
     wide, mixed = attention_kernels(mx.bfloat16, 64), random_array(6, QUERIES * 64).astype(mx.bfloat16)
-    queries, keys = (random_array(2, heads, 3, 64).astype(mx.bfloat16) for heads in (QUERIES, KEYS))
+    queries, keys = (random_array(1, heads, 6, 64).astype(mx.bfloat16) for heads in (QUERIES, KEYS))
+    spans = spans_of(2, 3)
     calls: list[Callable[[], Any]] = [
-        lambda: own.turn(heads, 2, 3),
-        lambda: own.turn_back(query, key, key),
+        lambda: own.turn(heads, 2, 3, spans),
+        lambda: own.turn_back(query, key, key, spans),
         lambda: own.softmax(scores, 2),
         lambda: own.softmax_back(scores, scores),
         lambda: own.norm_back(heads, heads[0], heads, heads, 1e-5),
-        lambda: own.turn(heads, 2, 3, (small, factors)),
-        lambda: own.turn_back(query, key, key, factors),
+        lambda: own.turn(heads, 2, 3, spans, (small, factors)),
+        lambda: own.turn_back(query, key, key, spans, factors),
         lambda: own.norm_low(heads, heads[0], factors, 1e-5),
         lambda: own.norm_back(heads, heads[0], heads, heads, 1e-5, (small, factors)),
         lambda: own.factors_back(heads, small, small, heads),
@@ -357,8 +397,8 @@ def test_mlx_takes_what_the_kernels_are_called_with() -> None:
         lambda: own.rows(heads, mx.array([6, 0], dtype=mx.int32)),
         lambda: own.entries(heads[0], heads[0], mx.array([1], dtype=mx.int32)),
         lambda: own.entries_back(heads[0], heads[0], mx.zeros(WIDTH, dtype=mx.int32)),
-        lambda: wide.attend(queries, keys, keys, None),
-        lambda: wide.attend_back(mixed, queries, keys, keys, mixed, mx.zeros((2, QUERIES, 3)), 2),
+        lambda: wide.attend(queries, keys, keys, spans, None),
+        lambda: wide.attend_back(mixed, queries, keys, keys, mixed, mx.zeros((QUERIES, 6)), spans, 2),
     ]
     for call in calls:
         with pytest.raises(RuntimeError, match="No CUDA back-end"):
@@ -387,8 +427,8 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
     small, factors = random_array(6, 16).astype(dtype), random_array(16, WIDTH)  # of another type
     vector, indices = random_array(257), mx.zeros(17, dtype=mx.int32)
     expected = {
-        "turn": (3, 512, lambda: own.turn(state, 2, 3)),  # a block for two tokens
-        "turn_back": (3, 512, lambda: own.turn_back(*own.turn(state, 2, 3))),
+        "turn": (3, 512, lambda: own.turn(state, 2, 3, spans_of(2, 3))),  # a block for two tokens
+        "turn_back": (3, 512, lambda: own.turn_back(*own.turn(state, 2, 3, spans_of(2, 3)), spans_of(2, 3))),
         "norm_low": (3, 512, lambda: own.norm_low(state, random_array(WIDTH), factors, 1e-5)),
         "norm_back": (3, 512, lambda: own.norm_back(state, random_array(WIDTH), state, state, 1e-5)),
         # For each eight of the rank, one for 64 columns of the inputs or the gradient.
@@ -408,8 +448,8 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
     kind = "float32" if dtype == mx.float32 else "bfloat16"
     # What is of a type of its own, whatever the model's.
     others = {
-        "turn": [mx.float32],
-        "turn_back": [mx.float32],
+        "turn": [mx.float32, mx.int32],
+        "turn_back": [mx.float32, mx.int32],
         "rows": [mx.int32],
         "entries_back": [mx.float32, mx.int32],
     }
@@ -429,26 +469,29 @@ def test_mlx_is_asked_for_enough_threads_and_for_rows_that_lie_in_one_piece(
 
 def test_mlx_is_asked_for_a_block_for_64_rows_of_a_head(asked: list[dict[str, Any]]) -> None:
     own = attention_kernels(mx.float16, 128)
-    query, key = (random_array(3, heads, 65, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
-    mixed, sums = own.attend(query, key, key, None)
+    query, key = (random_array(1, heads, 3 * 65, 128).astype(mx.float16) for heads in (QUERIES, KEYS))
+    mixed, sums = own.attend(query, key, key, spans_of(3, 65), None)
     assert (mixed.shape, mixed.dtype) == ((3 * 65, QUERIES * 128), mx.float16)
-    assert (sums.shape, sums.dtype) == ((3, QUERIES, 65), mx.float32)
-    own.attend_back(mixed, query, key, key, mixed, sums, None)
-    blocks = 2 * 3 * QUERIES  # two for 65 rows
+    assert (sums.shape, sums.dtype) == ((QUERIES, 3 * 65), mx.float32)
+    own.attend_back(mixed, query, key, key, mixed, sums, spans_of(3, 65), None)
+    blocks = 4 * QUERIES  # four for 195 rows
     columns = 3 * 65 * QUERIES * 128  # of the output, of which a thread takes eight
     assert [one["grid"][0] for one in asked] == [blocks * 128, -(-columns // 8 // 128) * 128, 3 * blocks * 128]
     assert [one["threadgroup"] for one in asked] == [(128, 1, 1)] * 3
     assert [array.dtype for array in asked[1]["inputs"]] == [mx.float16] * 2
-    assert [array.dtype for array in asked[2]["inputs"]] == [mx.float16] * 3 + [mx.float32] * 2 + [mx.float16]
+    kinds = [mx.float16] * 3 + [mx.int32] + [mx.float32] * 2 + [mx.float16]
+    assert [array.dtype for array in asked[2]["inputs"]] == kinds
 
 
 def test_gradients_of_keys_are_in_parts_while_there_are_few_blocks(asked: list[dict[str, Any]]) -> None:
     own = replace(attention_kernels(mx.float16, 128), queries=24, keys=4)
     # 4 heads of keys, a block for up to 64 rows of each.
-    shapes = (1, 64), (42, 64), (43, 64), (63, 65), (64, 65), (128, 1)
-    assert [parts_of(*shape, 24, 4) for shape in shapes] == [6, 6, 3, 2, 1, 1]
-    query, key = (mx.zeros((43, heads, 64, 128), dtype=mx.float16) for heads in (24, 4))
-    found = own.attend_back(mx.zeros((43 * 64, 24 * 128)), query, key, key, query, mx.zeros((43, 24, 64)), None)
+    blocks = 1, 42, 43, 63, 64, 127, 128
+    assert [parts_of(64 * count, 24, 4) for count in blocks] == [6, 6, 3, 3, 2, 2, 1]
+    assert parts_of(64 * 127 + 1, 24, 4) == 1
+    query, key = (mx.zeros((1, heads, 43 * 64, 128), dtype=mx.float16) for heads in (24, 4))
+    spans = spans_of(43, 64)
+    found = own.attend_back(mx.zeros((43 * 64, 24 * 128)), query, key, key, query, mx.zeros((24, 43 * 64)), spans, None)
     assert [one.shape[1] for one in found] == [24, 12, 12]
     assert asked[-1]["grid"][0] == 43 * (24 + 2 * 12) * 128
 

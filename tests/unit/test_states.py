@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock, Timeout
+from train_runs import read_rows
 
 from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
@@ -39,23 +40,23 @@ def test_what_was_added_is_read_padded_with_zeros(tmp_path: Path) -> None:
     store.add([("a", one), ("b", two)])
     assert "a" in store
     assert "c" not in store
-    batch = store.read(["b", "a"], 6)
+    batch = read_rows(store, ["b", "a"], 6)
     assert batch.shape == (2, 6, 4)
     assert np.array_equal(batch[0, :5], two)
     assert np.array_equal(batch[1, :3], one)
     assert not batch[1, 3:].any()
     store.add([("c", states(3, 2))])
-    assert np.array_equal(store.read(["c"], 2)[0], states(3, 2))
+    assert np.array_equal(read_rows(store, ["c"], 2)[0], states(3, 2))
     store.settle()
     again = StateStore(tmp_path / "s", 4, "float32")
-    assert np.array_equal(again.read(["c"], 2)[0], states(3, 2))
-    assert np.array_equal(again.read(["a"], 3)[0], one)
+    assert np.array_equal(read_rows(again, ["c"], 2)[0], states(3, 2))
+    assert np.array_equal(read_rows(again, ["a"], 3)[0], one)
 
 
 def test_what_is_written_later_is_waited_for_by_whoever_asks(tmp_path: Path) -> None:
     asks: dict[str, Callable[[StateStore], object]] = {
         "in": lambda store: "a" in store,
-        "read": lambda store: store.read(["a"], 3)[0],
+        "read": lambda store: read_rows(store, ["a"], 3)[0],
         "added": lambda store: [place.key for place, _ in store.added()],
         "damaged": lambda store: store.damaged(["a"]),
         "add": lambda store: store.add([("b", states(2, 5))]),
@@ -81,9 +82,9 @@ def test_what_is_written_later_is_waited_for_by_whoever_asks(tmp_path: Path) -> 
             assert not answer.done(), name
             go_on.set()
             answer.result(10)
-        assert np.array_equal(store.read(["a"], 3)[0], states(1, 3))
+        assert np.array_equal(read_rows(store, ["a"], 3)[0], states(1, 3))
         store.settle()
-        assert np.array_equal(StateStore(tmp_path / name, 4, "float32").read(["a"], 3)[0], states(1, 3))
+        assert np.array_equal(read_rows(StateStore(tmp_path / name, 4, "float32"), ["a"], 3)[0], states(1, 3))
 
 
 def test_the_lock_is_held_until_what_is_written_later_is_written(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_the_lock_is_held_until_what_is_written_later_is_written(tmp_path: Path)
         FileLock(tmp_path / "lock").acquire(timeout=0.05)
     go_on.set()
     with FileLock(tmp_path / "lock", timeout=10):
-        assert np.array_equal(StateStore(tmp_path / "s", 4, "float32").read(["a"], 3)[0], states(1, 3))
+        assert np.array_equal(read_rows(StateStore(tmp_path / "s", 4, "float32"), ["a"], 3)[0], states(1, 3))
 
 
 def test_an_error_is_raised_when_nothing_writes_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +173,7 @@ def test_whoever_asks_for_what_could_not_be_written_gets_the_error(tmp_path: Pat
     store.add(full(), later=True)
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
-            store.read(["a"], 3)
+            read_rows(store, ["a"], 3)
     with pytest.raises(OSError, match="No space left"):
         store.settle()
     store._settling.shutdown()  # whatever was queued has been done
@@ -200,8 +201,8 @@ def test_after_a_crash_the_unfinished_part_is_gone_and_the_rest_is_whole(tmp_pat
     again.add([("c", states(4, 2))])
     again.settle()
     last = StateStore(folder, 4, "float32")
-    assert np.array_equal(last.read(["a"], 3)[0], states(1, 3))
-    assert np.array_equal(last.read(["c"], 2)[0], states(4, 2))
+    assert np.array_equal(read_rows(last, ["a"], 3)[0], states(1, 3))
+    assert np.array_equal(read_rows(last, ["c"], 2)[0], states(4, 2))
 
 
 def flip(path: Path, place: int) -> None:
@@ -227,12 +228,12 @@ def test_damaged_states_are_found_and_can_be_added_again(tmp_path: Path) -> None
     again.add([("b", states(2, 5))])
     again.settle()
     again.refresh()
-    assert np.array_equal(again.read("b", 5)[0], states(2, 5))
+    assert np.array_equal(read_rows(again, "b", 5)[0], states(2, 5))
     last = StateStore(folder, 4, "float32")  # has both places of b
     found = last.damaged("abc")
     assert [one.start for one in found] == [3]
     assert last.drop(found) == [], "the other one is sound"
-    assert np.array_equal(last.read("b", 5)[0], states(2, 5))
+    assert np.array_equal(read_rows(last, "b", 5)[0], states(2, 5))
 
 
 def test_states_that_cannot_be_read_are_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,7 +264,7 @@ def test_a_damaged_index_counts_up_to_the_damage(tmp_path: Path, line: str) -> N
     assert again.damaged("a") == []
     again.add([("b", states(2, 5))])
     again.settle()
-    assert np.array_equal(StateStore(folder, 4, "float32").read("b", 5)[0], states(2, 5))
+    assert np.array_equal(read_rows(StateStore(folder, 4, "float32"), "b", 5)[0], states(2, 5))
 
 
 def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
@@ -273,7 +274,7 @@ def test_several_processes_add_to_files_of_their_own(tmp_path: Path) -> None:
     two.settle()
     assert "b" not in one
     one.refresh()
-    assert np.array_equal(one.read(["b", "a"], 5)[0], states(2, 5))
+    assert np.array_equal(read_rows(one, ["b", "a"], 5)[0], states(2, 5))
 
 
 def test_what_others_have_added_can_be_read_before_it_is_settled(tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_what_others_have_added_can_be_read_before_it_is_settled(tmp_path: Path)
     other = dataclasses.replace(two.added()[2][0], key="g"), 5  # another disk's: the file here holds something else
     one.learn([*two.added(), far, (Place("f", 7, 0, 1, 0), 0), other])
     assert [key in one for key in "abcdefg"] == [True, True, True, True, False, False, False]
-    found = one.read(["b", "d", "c"], 5)
+    found = read_rows(one, ["b", "d", "c"], 5)
     assert np.array_equal(found[0], states(2, 5))
     assert np.array_equal(found[1, :4], states(4, 4))
     assert np.array_equal(found[2, :2], states(3, 2))
@@ -331,7 +332,7 @@ def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.
     assert messages == ["places"]
     # Files of another disk hold something else: each rank computes what it lacks by itself.
     assert (calls, filling.computed) == (([3, 3], 12) if apart else ([3], 6))
-    found = one.read([key_of(tokens) for tokens in wanted], 2)
+    found = read_rows(one, [key_of(tokens) for tokens in wanted], 2)
     assert np.array_equal(found, np.stack([states(tokens[0], 2) for tokens in wanted]))
 
 
@@ -408,7 +409,7 @@ def test_a_kill_while_an_index_is_mended_loses_nothing(tmp_path: Path, monkeypat
     again = StateStore(folder, 4, "float32")
     assert old.read_text() == before, "nobody writes into an index that is there"
     assert index.read_text() == "".join(before.splitlines(keepends=True)[:2])
-    assert np.array_equal(again.read("b", 5)[0], states(2, 5))
+    assert np.array_equal(read_rows(again, "b", 5)[0], states(2, 5))
 
 
 def test_a_whole_index_is_not_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -448,15 +449,15 @@ def test_what_is_not_kept_leaves_the_disk(tmp_path: Path) -> None:
     for store in (one, two, StateStore(folder, 4, "float32", 3)):
         assert [key in store for key in "abcdef"] == [True, False, False, False, True, False]
         assert store.damaged("ae") == []
-        assert np.array_equal(store.read("ea", 50), [states(ord("e"), 50), states(ord("a"), 50)])
+        assert np.array_equal(read_rows(store, "ea", 50), [states(ord("e"), 50), states(ord("a"), 50)])
     for store, key in ((one, "b"), (two, "c")):
         store.add([(f"{key}2", states(2, 50)), (key, states(ord(key), 50))])  # one of them where b lay
         store.settle()
         store.refresh()
-        assert np.array_equal(store.read([key], 50)[0], states(ord(key), 50))
+        assert np.array_equal(read_rows(store, [key], 50)[0], states(ord(key), 50))
     last = StateStore(folder, 4, "float32")
     assert last.damaged("abce") == []
-    assert np.array_equal(last.read("bcae", 50), [states(ord(key), 50) for key in "bcae"])
+    assert np.array_equal(read_rows(last, "bcae", 50), [states(ord(key), 50) for key in "bcae"])
     assert last.keep_only([], (0,)) is not None
     assert not any(path.stat().st_size for path in folder.iterdir())
 
@@ -544,7 +545,7 @@ def test_a_kill_while_states_are_dropped_leaves_what_is_kept(tmp_path: Path, mon
             again.settle()
             for key in "abcdefg":
                 if key in again:
-                    assert np.array_equal(again.read([key], 5)[0], states(ord(key), 5)), (number, key)
+                    assert np.array_equal(read_rows(again, [key], 5)[0], states(ord(key), 5)), (number, key)
             again = StateStore(copy, 4, "float32")
             assert again.damaged("abcdefg") == []
             again.keep_only("beg", (0,))

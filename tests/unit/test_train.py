@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlx_lm.utils import load_model
-from train_runs import LORA, TRAIN, Arrays, arrays, as_on_cuda, equal, examples, fresh_start, mean_loss, run, tokens
+from train_runs import LORA, TRAIN, Arrays, arrays, as_on_cuda, batch_of, equal, examples, fresh_start, mean_loss, run
 
 from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.group import ALONE, Group
@@ -29,12 +29,12 @@ from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.train import checkpoint
 from sqlora.train import run as run_module
-from sqlora.train.buckets import batch_indices, choose_lengths
+from sqlora.train.buckets import Planned, batch_indices, choose_lengths
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Engine
 from sqlora.train.feed import Feed, transfer
 from sqlora.train.gradients import Written
-from sqlora.train.inputs import lengths_of
+from sqlora.train.inputs import lengths_of, token_fetcher
 from sqlora.train.interruption import Interrupted
 from sqlora.train.layout import Layout
 from sqlora.train.lora import adapter_config, add_lora
@@ -82,7 +82,7 @@ def test_training_lowers_the_loss_reports_it_and_the_adapter_reloads(
     fresh, _ = load_base(model_folder)
     add_adapter(fresh, tmp_path)
     upper, rows = Upper(fresh, 0), examples()
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind=params.loss)
+    batch = batch_of(rows, 16, params.loss)
     assert mean_loss(upper, batch) == pytest.approx(last.valid_loss, abs=1e-3)
 
 
@@ -116,7 +116,7 @@ def test_dora_on_a_quantized_base_learns_reloads_and_generates(tmp_path: Path) -
     fresh, _ = load_base(folder)
     add_adapter(fresh, adapter)
     rows = examples()
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind="completion")
+    batch = batch_of(rows, 16, "completion")
     assert mean_loss(Upper(fresh, 0), batch) == pytest.approx(last, abs=1e-3)
     questions = [
         Example("1-1", text, ("notes",), ("text",), LogicalForm(0, 0, ())) for text in ("a question", "another")
@@ -152,14 +152,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(model_folder: Path) 
         upper.load_weights(list(before.items()), strict=False)
         stepper = Stepper(upper, LORA, TRAIN)
         batches = [
-            make_batch(
-                rows,
-                group,
-                lambda chosen, size: tokens([rows[index] for index in chosen], size),
-                length=16,
-                kind="completion",
-            )
-            for group in groups
+            make_batch(rows, Planned(group, 16, len(group), 0), token_fetcher(rows), "completion") for group in groups
         ]
         loss, norm = stepper.step(transfer(batches))
         return loss.item(), norm.item(), {k: np.array(v) for k, v in stepper.adapter().items()}
@@ -233,7 +226,7 @@ def test_a_validation_hands_over_few_layers_before_it_waits(
     upper.freeze()
     add_lora(upper, LORA, seed=1)
     layout = Layout(flatten(upper.adapter()))
-    batch = transfer([make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")])[0]
+    batch = transfer([batch_of(rows, length, "all")])[0]
     vector = layout.join(flatten(upper.adapter()))
     plain = [one.item() for one in Written(upper, layout, LORA).losses(vector, batch)]
     model = Written(upper, layout, LORA, compiled=True)
@@ -296,7 +289,7 @@ def test_long_gradients_are_shortened(model_folder: Path, monkeypatch: pytest.Mo
     upper = Upper(load_model(model_folder)[0], 0)
     upper.freeze()
     add_lora(upper, LORA, seed=1)
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, 16), length=16, kind="completion")
+    batch = batch_of(rows, 16, "completion")
 
     def gradient(most: float | None) -> tuple[np.ndarray, float]:
         stepper = Stepper(upper, LORA, dataclasses.replace(TRAIN, max_gradient_norm=most))
@@ -359,9 +352,9 @@ def test_validation_batches_of_few_shapes_give_the_same_losses(
     stepper, rows, fetched = Stepper(upper, LORA, TRAIN), examples(11), []
     shapes: set[tuple[int, ...]] = set()
 
-    def fetch(chosen: Sequence[int], length: int) -> np.ndarray:
+    def fetch(chosen: Sequence[int], starts: Sequence[int], length: int) -> np.ndarray:
         fetched.append(len(chosen))
-        return tokens([rows[index] for index in chosen], length)
+        return token_fetcher(rows)(chosen, starts, length)
 
     class Seen:
         def losses(self, ready: Any) -> mx.array:
@@ -369,7 +362,7 @@ def test_validation_batches_of_few_shapes_give_the_same_losses(
             return stepper.losses(ready)
 
     def losses(*, few_shapes: bool) -> list[tuple[float, float]]:
-        monkeypatch.setattr("sqlora.train.buckets._VALIDATION_TOKENS", 40)
+        monkeypatch.setattr("sqlora.train.buckets.VALIDATION_TOKENS", 40)
         validator = Validator(Data(rows, fetch, (12, 20), 4), 2, ALONE, few_shapes=few_shapes)
         shapes.clear()
         fetched.clear()
@@ -400,7 +393,7 @@ def test_a_validation_ends_on_every_rank_if_one_was_asked() -> None:
             return mx.zeros(2)
 
     rows = examples()
-    data = Data(rows, lambda chosen, length: tokens([rows[index] for index in chosen], length), (16,), 4)
+    data = Data(rows, token_fetcher(rows), (16,), 4)
     for mine, others, ends in [(False, 0.0, False), (False, 1.0, True), (True, 0.0, True), (True, 1.0, True)]:
         validator = Validator(data, 2, Told(others))
         arguments: Any = (Zero(), lambda mine=mine: mine)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from train_project import TrainProject
-from train_runs import LORA, arrays, equal, examples, fresh_start, run, without_compiler
+from train_runs import LORA, arrays, equal, examples, fresh_start, read_rows, run, without_compiler
 
 from sqlora.errors import SqloraError
 from sqlora.model import load_base
@@ -49,7 +49,7 @@ def test_states_do_not_depend_on_what_else_is_computed(model_folder: Path, tmp_p
     for row in reversed(rows):
         fill_store(apart, model_folder, 2, [row], buckets)
     for row in rows:
-        assert np.array_equal(together.read([key_of(row)], 20), apart.read([key_of(row)], 20))
+        assert np.array_equal(read_rows(together, [key_of(row)], 20), read_rows(apart, [key_of(row)], 20))
 
 
 def test_frozen_layers_by_kernels_of_their_own_give_what_mlx_gives(
@@ -64,7 +64,7 @@ def test_frozen_layers_by_kernels_of_their_own_give_what_mlx_gives(
         monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
         store = StateStore(tmp_path / f"states-{own}", width, "float32")
         fill_store(store, model_folder, 2, rows, (10, 14, 20))
-        found.append(store.read([key_of(row) for row in rows], 20))
+        found.append(read_rows(store, [key_of(row) for row in rows], 20))
         assert set(ran) == ({"rows", "gated"} if own else set())
     assert np.abs(found[0]).max() > 1e-2
     np.testing.assert_allclose(found[1], found[0], rtol=1e-5, atol=3e-5)
@@ -156,7 +156,7 @@ def test_with_and_without_stored_states_a_run_learns_the_same(
     read: list[int] = []
     plain_read = StateStore.read
     monkeypatch.setattr(
-        StateStore, "read", lambda store, keys, length: (read.append(len(keys)), plain_read(store, keys, length))[1]
+        StateStore, "read", lambda store, keys, *places: (read.append(len(keys)), plain_read(store, keys, *places))[1]
     )
     stored = run(model_folder, iterations=8)
     assert (stored.computed, stored.reused) == (6, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 from tiny_llama import VOCABULARY, write_model
-from train_runs import LORA, examples, mean_loss, tokens, without_compiler
+from train_runs import LORA, batch_of, examples, mean_loss, read_rows, without_compiler
 
 from sqlora.model import load_base
 from sqlora.params.lora import LoraParams
@@ -26,7 +27,6 @@ from sqlora.train.feed import transfer
 from sqlora.train.gradients import Automatic, Written, picks_early
 from sqlora.train.layout import Layout
 from sqlora.train.lora import add_lora
-from sqlora.train.loss import make_batch
 from sqlora.train.states import StateStore, key_of
 from sqlora.train.upper import Upper, fill_store
 
@@ -47,13 +47,7 @@ def test_the_loss_is_the_mean_over_counted_tokens_whatever_the_padding(model_fol
     upper = Upper(load_model(model_folder)[0], 0)
     longest = max(len(row.tokens) for row in rows)
     for length in (longest - 1, longest + 5):
-        batch = make_batch(
-            rows,
-            range(6),
-            lambda chosen, size: tokens([rows[index] for index in chosen], size),
-            length=length,
-            kind=kind,
-        )
+        batch = batch_of(rows, length, kind)
         assert batch.inputs.shape == (6, length)
         assert batch.counted == count
         assert batch.real_tokens == sum(len(row.tokens) for row in rows)
@@ -107,7 +101,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
     if frozen:
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == len(rows)
         assert fill_store(store, folder, frozen, inputs, (8, 11, 16)) == 0
-    batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind=counted)
+    batch = batch_of(rows, length, counted)
     assert picks_early(len(batch.positions), 6 * length) == (counted == "completion")
     ids = mx.array(batch.inputs)
 
@@ -117,7 +111,7 @@ def test_loss_and_gradients_are_those_of_the_whole_model(
         return nn.losses.cross_entropy(logits, mx.array(batch.targets)).mean()
 
     if frozen:
-        batch = dataclasses.replace(batch, inputs=store.read([key_of(one) for one in inputs], length))
+        batch = dataclasses.replace(batch, inputs=read_rows(store, [key_of(one) for one in inputs], length))
         assert batch.inputs.ndim == 3
     one, expected = loss_and_gradients(whole, loss_of_whole)
     assert len(expected) == layers * len(lora.targets) * (3 if adapter == "dora" else 2)
@@ -171,11 +165,11 @@ def test_the_split_changes_neither_loss_nor_gradients(
         upper.load()
         add_lora(upper, lora, seed=1)
         lively(upper)
-        batch = make_batch(rows, range(6), lambda *_: tokens(rows, length), length=length, kind="all")
+        batch = batch_of(rows, length, "all")
         if frozen:
             store = StateStore(tmp_path, config["hidden_size"], "float32" if dtype == "float32" else "uint16")
             fill_store(store, folder, frozen, inputs, (8, 11, 16))
-            batch = dataclasses.replace(batch, inputs=store.read([key_of(one) for one in inputs], length))
+            batch = dataclasses.replace(batch, inputs=read_rows(store, [key_of(one) for one in inputs], length))
         layout = Layout(flatten(upper.adapter()))
         model = kind(upper, layout) if kind is Automatic else kind(upper, layout, lora)
         loss, vector = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
@@ -196,7 +190,7 @@ def test_fused_layers_give_what_the_others_give(
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
     lora = dataclasses.replace(LORA, layers=2, targets=("v_proj", "up_proj", "k_proj"))
-    batch = make_batch(examples(), range(6), lambda *_: tokens(examples(), 16), length=16, kind="completion")
+    batch = batch_of(examples(), 16, "completion")
     if layers == 2:
         states = np.random.default_rng(3).standard_normal((6, 16, 64)).astype(np.float32)
         batch = dataclasses.replace(batch, inputs=states)
@@ -241,7 +235,7 @@ def test_behind_its_attention_the_last_layer_computes_what_the_loss_looks_at(
     add_lora(upper, LORA, seed=1)
     layout = Layout(flatten(upper.adapter()))
     states = np.random.default_rng(3).standard_normal((6, 16, 48)).astype(np.float32)
-    batch = make_batch(examples(), range(6), lambda *_: states, length=16, kind="completion")
+    batch = dataclasses.replace(batch_of(examples(), 16, "completion"), inputs=states)
     mx.eval(kind(upper, layout, LORA).gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0]))
     assert seen == [6 * 16, len(batch.positions)]
     assert len(batch.positions) == 6 * 4
@@ -268,7 +262,7 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
     kinds = ["full_attention", "sliding_attention", "full_attention"]
     (folder / "config.json").write_text(json.dumps(config | {"sliding_window": 6, "layer_types": kinds}))
     lora = dataclasses.replace(LORA, layers=3, targets=("q_proj", "v_proj"))
-    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 16), length=16, kind=counted)
+    batch = batch_of(examples(2), 16, counted)
     assert picks_early(len(batch.positions), 32) == (counted == "completion")
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
     for own in (False, True):
@@ -297,13 +291,17 @@ def test_fused_layers_with_kernels_of_their_own_give_what_mlx_gives(
 
 
 @pytest.mark.parametrize("counted", ["completion", "all"])
-@pytest.mark.parametrize("tokens_of_own", [1024, 9])
+@pytest.mark.parametrize(("tokens_of_own", "packed"), [(1024, False), (9, False), (1024, True), (9, True)])
 def test_fused_layers_attend_by_kernels_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int, counted: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens_of_own: int, packed: bool, counted: str
 ) -> None:
-    """For heads of 64 and types of 16 bits; a float16's rounding is what is between them and MLX."""
+    """For heads of 64 and types of 16 bits; a float16's rounding is what is between them and MLX.
+
+    packed: with examples one after another, of several lengths, where MLX has padded rows.
+    """
     monkeypatch.setattr("sqlora.train.cuda.layers.MOST_TOKENS", tokens_of_own)
     ran, results = cuda_on_cpu.use(monkeypatch, tmp_path), []
+    losses: list[list[float]] = []
     without_compiler(monkeypatch)
     arguments = llama.ModelArgs(
         model_type="llama",
@@ -318,8 +316,12 @@ def test_fused_layers_attend_by_kernels_of_their_own(
         layer_types=["full_attention", "sliding_attention"],
         sliding_window=6,
     )
-    batch = make_batch(examples(), range(2), lambda *_: tokens(examples()[:2], 18), length=18, kind=counted)
-    assert picks_early(len(batch.positions), 36) == (counted == "completion")
+    rows = examples(3)[::-1]
+    padded = batch_of(rows, 18, counted)
+    one_row = batch_of(rows, 36, counted, packed=True, rows=1, counted=len(padded.positions) + 1)
+    assert one_row.real_tokens == padded.real_tokens < 36 + 3, "some tokens fill it up"
+    for batch in (padded, one_row):
+        assert picks_early(len(batch.positions), math.prod(batch.inputs.shape)) == (counted == "completion")
     for own in (False, True):
         monkeypatch.setattr("sqlora.train.cuda.kernels.has_cuda", lambda own=own: own)
         mx.random.seed(3)
@@ -332,8 +334,13 @@ def test_fused_layers_attend_by_kernels_of_their_own(
         monkeypatch.setattr(mx, "default_device", lambda own=own: mx.Device(mx.gpu if own else mx.cpu))
         model = Written(upper, layout, LORA, fused=True)
         monkeypatch.setattr(mx, "default_device", lambda: mx.Device(mx.cpu))
-        loss, gradient = model.gradients(layout.join(flatten(upper.adapter())), transfer([batch])[0])
+        assert model.packs == own
+        batch = transfer([one_row if own and packed else padded])[0]
+        loss, gradient = model.gradients(layout.join(flatten(upper.adapter())), batch)
         results.append((loss.item(), np.array(gradient)))
+        every = batch_of(rows, 36, "all", packed=True, rows=1) if own and packed else batch_of(rows, 18, "all")
+        losses.append([one.item() for one in model.losses(layout.join(flatten(upper.adapter())), transfer([every])[0])])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
     assert {"attend_64", "attend_means_64", "attend_back_64"} <= set(ran)
     assert ("norm_low" in ran) == (tokens_of_own == 1024)
     assert results[1][0] == pytest.approx(results[0][0], rel=2e-3)

@@ -13,7 +13,7 @@ from sqlora.errors import SqloraError
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import MOST_BATCHES, TrainParams
 from sqlora.plan.machine import Machine, outside_memory, this_machine
-from sqlora.plan.memory import predict
+from sqlora.plan.memory import packs, predict
 from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape, shape_of
 from sqlora.plan.work import Size, Work, sizes_of, work_of
@@ -38,10 +38,12 @@ def expect(
     sizes = sizes_of(train), sizes_of(valid)
     if machine.device == "cpu":  # whose memory the ranks of this machine share
         machine = dataclasses.replace(machine, memory=machine.memory // len(group.disk))
-    work = work_of(*sizes, params, ranks=group.size, compiled=machine.device != "cpu")
+    longest = max(size.length for part in sizes for size in part)
+    packed = packs(shape, lora, machine.device, longest)
+    work = work_of(*sizes, params, ranks=group.size, compiled=machine.device != "cpu", packed=packed)
     prediction = predict(shape, lora, params, work, device=machine.device, outside=outside)
     if not params.force and prediction.peak > machine.memory:
-        raise _refusal(shape, lora, params, sizes, machine, prediction, group.size)
+        raise _refusal(shape, lora, params, sizes, machine, prediction, group.size, packed=packed)
     # On Metal the limit is a little above the predicted peak; where that is more than there is, MLX waits earlier.
     fits = prediction.peak <= machine.memory
     mx.set_memory_limit(min(prediction.limit, machine.memory) if fits else prediction.limit)
@@ -77,13 +79,16 @@ def _refusal(
     machine: Machine,
     prediction: Prediction,
     ranks: int,
+    *,
+    packed: bool,
 ) -> SqloraError:
     fitting = None
     works: dict[tuple[int, int], Work] = {}
     for other, changed in smaller(lora, params):
         kind = changed.batch_size, changed.gradient_accumulation
         if kind not in works:
-            works[kind] = work_of(*sizes, changed, ranks=ranks, compiled=machine.device != "cpu")
+            compiled = machine.device != "cpu"
+            works[kind] = work_of(*sizes, changed, ranks=ranks, compiled=compiled, packed=packed)
         found = predict(shape, other, changed, works[kind], device=machine.device, outside=prediction.outside)
         if found.peak <= machine.memory:
             fitting = _changes(lora, params, other, changed) + f" ({found.peak / 1e9:.2f} GB)"

@@ -27,7 +27,7 @@ from sqlora.train.cuda.compiler import SIZES, attends
 from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
-from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
+from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS, layers_ahead
 from sqlora.train.validation import KEPT_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
@@ -58,7 +58,7 @@ def predict(
         validation["inputs of the validation"] = checked
     phases = {"training": always | training, "validation": always | validation}
     if frozen:
-        phases["frozen layers"] = _frozen_pass(shape, work, device)
+        phases["frozen layers"] = _frozen_pass(shape, work, device, lora.layers)
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
@@ -123,8 +123,17 @@ def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> b
 
     Where NVRTC fails it is not, after a warning, and takes the memory of its weights.
     """
-    fits = load.length <= PLAIN_ATTENTION and shape.itemsize == 2 and shape.queries // shape.heads in SIZES
-    return fits and _fused(shape, lora, device) and attends()
+    return (load.packed or load.length <= PLAIN_ATTENTION) and _attention_kernels(shape, lora, device)
+
+
+def _attention_kernels(shape: Shape, lora: LoraParams, device: str) -> bool:
+    kinds = shape.itemsize == 2 and shape.queries // shape.heads in SIZES
+    return kinds and _fused(shape, lora, device) and attends()
+
+
+def packs(shape: Shape, lora: LoraParams, device: str, longest: int) -> bool:
+    """Whether batches have examples one after another; see sqlora.train.fused.packs."""
+    return longest <= PLAIN_ATTENTION and _attention_kernels(shape, lora, device)
 
 
 def _kept(shape: Shape, lora: LoraParams, load: Load, device: str, going: int) -> tuple[int, int, int]:
@@ -225,7 +234,7 @@ def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str, goi
     if _own_attention(shape, lora, load, device):
         # d_mixed; d_query, and d_key and d_value in parts.
         keys = shape.keys * shape.heads // shape.queries
-        parts = parts_of(load.rows, load.length, shape.heads, keys)
+        parts = parts_of(tokens, shape.heads, keys)
         matrices, width = 0, 2 * shape.hidden + 2 * shape.queries + 2 * shape.keys * parts
     gone = going * 2 * shape.inner
     more = gone if not _written(shape, lora) else 0
@@ -240,7 +249,7 @@ def _attention_back(shape: Shape, lora: LoraParams, load: Load, device: str, goi
 
 def _mask(shape: Shape, load: Load) -> int:
     """Numbers in the attention's mask."""
-    return shape.queries // shape.keys * load.length**2 if load.length <= PLAIN_ATTENTION else 0
+    return shape.queries // shape.keys * load.length**2 if load.length <= PLAIN_ATTENTION and not load.packed else 0
 
 
 def _head(shape: Shape, load: Load, device: str, *, back: bool) -> int:
@@ -307,8 +316,8 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     }
 
 
-def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
-    """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
+def _frozen_pass(shape: Shape, work: Work, device: str, trained: int) -> Arrays:
+    """The first wave: states of all its batches, weights of this layer and of those read ahead, a batch at work."""
     states, left, busy, plain = 0, WAVE_TOKENS, 0, 0
     for length, count in work.states:
         rows = max(1, BATCH_TOKENS // length)
@@ -327,6 +336,6 @@ def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
             break
     return {
         "states": states * shape.hidden * shape.itemsize,
-        "weights of two layers": 2 * shape.layer_bytes,
+        "weights of some layers": (1 + layers_ahead(trained, cuda=device == "cuda")) * shape.layer_bytes,
         "the batch at work": busy * shape.itemsize + plain,
     }

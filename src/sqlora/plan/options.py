@@ -11,7 +11,7 @@ from sqlora.params.lora import LoraParams
 from sqlora.params.train import TrainParams
 from sqlora.plan.cost import Speed, disk, seconds
 from sqlora.plan.machine import Machine
-from sqlora.plan.memory import adapter_size, predict
+from sqlora.plan.memory import adapter_size, packs, predict
 from sqlora.plan.prediction import Prediction
 from sqlora.plan.shape import Shape
 from sqlora.plan.work import Size, work_of
@@ -55,6 +55,9 @@ def options(
         outside: bytes of a process beside MLX's arrays; room: bytes for the states of frozen layers.
     """
     result = []
+    compiled, longest = machine.device != "cpu", max(size.length for part in sizes for size in part)
+    plain = shape.converted(convert.dtype, None, convert.group_size)
+    packed = packs(plain, lora, machine.device, longest)
     for batch in _with(train.batch_size, BATCHES):
         work = None
         for layers in _with(lora.layers, [min(count, shape.layers) for count in LAYERS]):
@@ -62,7 +65,8 @@ def options(
                 for checkpointing in (False, True):
                     other = dataclasses.replace(lora, layers=layers)
                     changed = dataclasses.replace(train, batch_size=batch, gradient_checkpointing=checkpointing)
-                    work = work or work_of(*sizes, changed, ranks=train.workers, compiled=machine.device != "cpu")
+                    ranks = train.workers
+                    work = work or work_of(*sizes, changed, ranks=ranks, compiled=compiled, packed=packed)
                     model = shape.converted(convert.dtype, quantize, convert.group_size)
                     found = predict(model, other, changed, work, device=machine.device, outside=outside)
                     written = disk(model, other, changed, work)

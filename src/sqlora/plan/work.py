@@ -9,17 +9,16 @@ import numpy as np
 
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
+from sqlora.train.batching import Batching, Packed, Padded, Sizes, used
 from sqlora.train.buckets import (
     FROZEN_PADDING,
     VALIDATION_PADDING,
+    Planned,
     bucket_of,
     choose_lengths,
-    epoch_batches,
-    used_examples,
     validation_batches,
 )
-from sqlora.train.division import divide, most_rows, rows_of_step
-from sqlora.train.loss import most_counted
+from sqlora.train.packing import packed_validation
 
 _MOST_STEPS = 20_000  # of a longer run the rest has the same kinds of batches
 
@@ -41,11 +40,12 @@ class Size:
 
 @dataclass(frozen=True, order=True)
 class Load:
-    """A batch: rows, padded length, and how many positions the loss counts."""
+    """A batch: rows, padded length, and how many positions the loss counts; packed: as in Planned."""
 
     rows: int
     length: int
     counted: int
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,49 +83,42 @@ def assumed_sizes(count: int) -> list[Size]:
 
 
 def work_of(
-    train: Sequence[Size], valid: Sequence[Size], params: TrainParams, *, ranks: int = 1, compiled: bool = False
+    train: Sequence[Size],
+    valid: Sequence[Size],
+    params: TrainParams,
+    *,
+    ranks: int = 1,
+    compiled: bool = False,
+    packed: bool = False,
 ) -> Work:
     """The batches of a run with these examples.
 
     Args:
         ranks: that share the run; the first has the longest rows.
-        compiled: whether every batch of a length is filled up to one shape, as on a GPU.
+        compiled: whether every padded batch of a length is filled up to one shape, as on a GPU.
+        packed: whether examples lie one after another.
     """
-    lengths, valid_lengths = [one.length for one in train], [one.length for one in valid]
-    counts = [one.answer if params.loss == "completion" else one.length for one in train]
-    buckets, accumulation = choose_lengths(lengths, batch_size=params.batch_size), params.gradient_accumulation
-    rows = most_rows(params.batch_size, accumulation, ranks)
-    filled = most_counted(list(zip(lengths, counts, strict=True)), buckets, rows) if compiled else {}
+    lengths, valid_lengths = tuple(one.length for one in train), [one.length for one in valid]
+    sizes = Sizes(lengths, [one.answer if params.loss == "completion" else one.length for one in train])
+    batching: Batching
+    if packed:
+        batching = Packed(sizes, params, ranks)
+        checked = packed_validation(valid_lengths, params.batch_size, 0, ranks)
+    else:
+        buckets = choose_lengths(lengths, batch_size=params.batch_size)
+        batching = Padded(sizes, buckets, params, ranks, few_shapes=compiled)
+        valid_buckets = choose_lengths(valid_lengths, VALIDATION_PADDING)
+        checked = validation_batches(valid_lengths, valid_buckets, params.batch_size, 0, ranks, few_shapes=compiled)
     loads, tokens, batches, sent = set(), 0, 0, 0
-    epochs: dict[int, list[list[int]]] = {}
-    per_epoch = -(-len(lengths) // params.batch_size)
-    taken = min(params.iterations, _MOST_STEPS // accumulation + 1)
+    taken = min(params.iterations, _MOST_STEPS // params.gradient_accumulation + 1)
     for step in range(taken):
-        parts = []
-        for number in range(step * accumulation, (step + 1) * accumulation):
-            epoch, place = divmod(number, per_epoch)
-            if epoch not in epochs:
-                epochs = {epoch: epoch_batches(lengths, buckets, params.batch_size, params.seed, epoch)}
-            parts.append(epochs[epoch][place])
-        for chosen, length in divide(parts, lengths, buckets, params.batch_size, 0, ranks):
-            counted = sum(counts[index] for index in chosen)
-            loads.add(Load(rows if compiled else len(chosen), length, filled.get(length, counted)))
-            sent += (rows if compiled else len(chosen)) * length
-            tokens += len(chosen) * length
+        for planned in batching.share(step, 0):
+            loads.add(_load(planned))
+            sent += planned.rows * planned.length
+            tokens += (planned.rows if packed else len(planned.chosen)) * planned.length
             batches += 1
-    checks = [
-        Load(batch.rows, batch.length, batch.counted)  # both losses: every token counts
-        for batch in validation_batches(
-            valid_lengths,
-            choose_lengths(valid_lengths, VALIDATION_PADDING),
-            params.batch_size,
-            0,
-            ranks,
-            few_shapes=compiled,
-        )
-    ]
-    steps = params.iterations * accumulation
-    wanted = [lengths[index] for index in used_examples(steps, lengths, buckets, params.batch_size, params.seed)]
+    checks = [_load(planned) for planned in checked]  # both losses: every token counts
+    wanted = [lengths[index] for index in used(batching, params.iterations, len(lengths))]
     wanted += valid_lengths
     frozen_lengths = choose_lengths([*lengths, *valid_lengths], FROZEN_PADDING)
     padded = sorted(bucket_of(length, frozen_lengths) for length in wanted)
@@ -134,8 +127,12 @@ def work_of(
         valid=tuple(sorted(set(checks))),
         mean_tokens=tokens / batches,
         step_tokens=sent / taken,
-        even_tokens=rows_of_step(params.batch_size, accumulation, ranks, filled=compiled) * sum(lengths) / len(lengths),
+        even_tokens=batching.even_tokens,
         valid_tokens=sum(load.rows * load.length for load in checks),
         state_tokens=sum(wanted),
         states=tuple((length, padded.count(length)) for length in sorted(set(padded))),
     )
+
+
+def _load(planned: Planned) -> Load:
+    return Load(planned.rows, planned.length, planned.counted, planned.packed)

@@ -22,7 +22,7 @@ Mask = Any  # an array or "causal"
 class Attended:
     """What the way back needs: query (rows, heads, length, size), key and value (rows, kv heads, length, size), all
     behind the rotation, the attention's weights where they are plain products, and of the attention kernels mixed (T,
-    heads * size), what came out, and sums (rows, heads, length), the weights' sums' logarithms to base 2.
+    heads * size), what came out, and sums (heads, T), the weights' sums' logarithms to base 2.
     """
 
     query: mx.array
@@ -59,16 +59,18 @@ def attend(
     scale: float,
     kernels: LayerKernels | None = None,
     window: int | None = None,
+    spans: mx.array | None = None,
 ) -> tuple[mx.array, Attended]:
     """(rows, heads, length, size) and twice (rows, kv heads, length, size) -> (T, heads * size), and what is kept.
 
     Args:
         kernels: in place of MLX's operations, for short inputs; they know the mask by its window.
+        spans: as in Ready, for kernels that attend, where all tokens are one row.
     """
     rows, heads, length, size = query.shape
     weights = None
-    if kernels and kernels.attends and length <= PLAIN_ATTENTION:
-        mixed, sums = kernels.attend(query, key, value, window)
+    if kernels and spans is not None:
+        mixed, sums = kernels.attend(query, key, value, spans, window)
         return mixed, Attended(query, key, value, mixed=mixed, sums=sums)
     if length > PLAIN_ATTENTION:
         mixed = mx.fast.scaled_dot_product_attention(query, key, value, scale=scale, mask=mask)
@@ -88,15 +90,17 @@ def attend_back(
     scale: float,
     kernels: LayerKernels | None = None,
     window: int | None = None,
+    spans: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Gradients of query, key and value, in their shapes; the attention kernels give those of key and value in parts to
-    be added up: (rows, kv heads * parts, length, size).
+    be added up: (1, kv heads * parts, T, size).
     """
     rows, heads, length, size = attended.query.shape
     if attended.mixed is not None and attended.sums is not None:
         assert kernels
+        assert spans is not None
         whole = (attended.query, attended.key, attended.value, attended.mixed, attended.sums)
-        return kernels.attend_back(gradient, *whole, window)
+        return kernels.attend_back(gradient, *whole, spans, window)
     gradient = gradient.reshape(rows, length, heads, size).transpose(0, 2, 1, 3)
     if attended.weights is None:
 

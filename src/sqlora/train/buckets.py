@@ -19,7 +19,7 @@ _MOST_BUCKETS = 24
 LARGE_BATCH = 16
 _LARGE_PADDING = 0.048  # with them nothing is added to it
 _BATCHES_OF_BUCKET = 2  # of large ones, on average at least, or every epoch has the same
-_VALIDATION_TOKENS = 1_024
+VALIDATION_TOKENS = 1_024  # of one of its batches, about
 
 
 def choose_lengths(lengths: Sequence[int], most_padding: float = MOST_PADDING, batch_size: int = 1) -> tuple[int, ...]:
@@ -131,15 +131,17 @@ _epoch = lru_cache(maxsize=2)(epoch_batches)
 
 
 @dataclass(frozen=True)
-class ValidationBatch:
-    """chosen: examples; length: to which they are padded; rows, counted: to which the batch is filled up, with rows of
-    zeros and with positions that do not count.
+class Planned:
+    """A batch. chosen: examples; length: to which they are padded; rows, counted: to which the batch is filled up, with
+    rows of zeros and with positions that do not count. packed: they are one row instead, one after another, which is
+    filled up to that length.
     """
 
     chosen: list[int]
     length: int
     rows: int
     counted: int
+    packed: bool = False
 
 
 def validation_batches(
@@ -150,7 +152,7 @@ def validation_batches(
     size: int = 1,
     *,
     few_shapes: bool = False,
-) -> list[ValidationBatch]:
+) -> list[Planned]:
     """One rank's batches; nothing is kept for a way back, so more examples go at once. All tokens but the first count.
 
     Each of `size` ranks takes every n-th example, sorted by length, so that all have about as much to do. The batches
@@ -165,19 +167,11 @@ def validation_batches(
         by_bucket.setdefault(bucket_of(lengths[index], buckets), []).append(index)
     batches = []
     for length, indices in by_bucket.items():
-        most = max(batch_size, _VALIDATION_TOKENS // length)
+        most = max(batch_size, VALIDATION_TOKENS // length)
         rows = -(-len(indices) // -(-len(indices) // most))
         parts = [indices[start : start + rows] for start in range(0, len(indices), rows)]
         counts = [sum(lengths[index] for index in part) for part in parts]
         for part, count in zip(parts, counts, strict=True):
             filled = (rows, max(counts)) if few_shapes else (len(part), count)
-            batches.append(ValidationBatch(part, length, *filled))
+            batches.append(Planned(part, length, *filled))
     return batches
-
-
-def used_examples(steps: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """The examples that so many steps see, each once, in the order of the data set."""
-    epoch = -(-len(lengths) // batch_size)
-    if steps >= epoch:
-        return list(range(len(lengths)))
-    return sorted({index for step in range(steps) for index in batch_indices(step, lengths, buckets, batch_size, seed)})

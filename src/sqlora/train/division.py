@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
-from sqlora.train.buckets import batch_indices, bucket_of
+from sqlora.train.buckets import bucket_of
 
 
 def divide(
@@ -53,23 +53,3 @@ def rows_of_step(batch_size: int, accumulation: int, size: int, *, filled: bool)
     if size == 1 or not filled:
         return mine
     return -(-mine // batch_size) * most_rows(batch_size, accumulation, size)
-
-
-def used_by(
-    ranks: Iterable[int],
-    size: int,
-    steps: int,
-    accumulation: int,
-    lengths: Sequence[int],
-    buckets: Sequence[int],
-    batch_size: int,
-    seed: int,
-) -> list[int]:
-    """The examples that some of `size` ranks see in so many steps, in the order of the data set."""
-    used: set[int] = set()
-    for step in range(steps):
-        numbers = range(step * accumulation, (step + 1) * accumulation)
-        parts = [batch_indices(number, lengths, buckets, batch_size, seed) for number in numbers]
-        for rank in ranks:
-            used.update(row for batch, _ in divide(parts, lengths, buckets, batch_size, rank, size) for row in batch)
-    return sorted(used)

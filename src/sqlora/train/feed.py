@@ -38,7 +38,7 @@ class Ready:
     """A Batch on the device.
 
     places: (T,) for each of the rows x length tokens its entry of positions, or the number of entries if it has none.
-    counted: how many tokens the loss counts.
+    counted: how many tokens the loss counts. spans: as in Batch; None where every row is an example.
     """
 
     inputs: mx.array
@@ -48,6 +48,7 @@ class Ready:
     answers: mx.array
     places: mx.array
     counted: int
+    spans: mx.array | None = None
 
 
 def transfer(batches: Sequence[Batch]) -> list[Ready]:
@@ -143,7 +144,8 @@ def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
         entries = []
         for batch in batches:
             first = len(places)
-            for array in (batch.inputs, batch.positions, batch.targets, batch.weights, batch.answers, _places(batch)):
+            own = [batch.inputs, batch.positions, batch.targets, batch.weights, batch.answers, _places(batch)]
+            for array in own if batch.spans is None else [*own, batch.spans]:
                 start = -(-end // _ALIGNMENT) * _ALIGNMENT
                 end = start + array.nbytes
                 arrays.append(array)
@@ -182,10 +184,10 @@ def _unpack(packed: _Packed) -> list[tuple[list[Ready], list[int]]]:
     assert isinstance(whole, mx.array)
 
     def ready(places: list[_Place], counted: int) -> Ready:
-        inputs, positions, targets, weights, answers, back = (
+        inputs, positions, targets, weights, answers, back, *spans = (
             whole[one.start : one.end].view(_TYPES[one.dtype]).reshape(one.shape) for one in places
         )
-        return Ready(inputs, positions, targets, weights, answers, back, counted)
+        return Ready(inputs, positions, targets, weights, answers, back, counted, *spans)
 
     return [([ready(*entry) for entry in entries], chosen) for entries, chosen in packed.steps]
 

@@ -18,11 +18,12 @@ from sqlora.mlx import mx
 import numpy as np
 from numpy.typing import NDArray
 
-from sqlora.llama import GROUPS, projections
+from sqlora.llama import GROUPS, mergeable, projections
 from sqlora.merged import merge, product, product_back
+from sqlora.params.lora import LoraParams
 from sqlora.train.attention import PLAIN_ATTENTION, Attended, attend, attend_back, make_mask
 from sqlora.train.cuda.kernels import Kernels
-from sqlora.train.cuda.layers import layer_kernels
+from sqlora.train.cuda.layers import layer_kernels, spans_of, will_attend
 from sqlora.train.layer import Frame, Rows, normed, normed_back, swiglu
 from sqlora.train.layout import Layout
 
@@ -64,20 +65,33 @@ class FusedLayer:
         self._norms = block.input_layernorm, block.post_attention_layernorm
         self._rope, self._scale = attention.rope, attention.scale
         self._queries, self._keys = attention.n_heads, attention.n_kv_heads
-        size = self._parts[0].weights["weight"].shape[0] // self.heads
-        widths = self._norms[0].weight.shape[0], self._parts[2].weights["weight"].shape[0] // 2
-        self._kernels = layer_kernels(attention, size, widths, self._norms[0].weight.dtype)
+        self._kernels = layer_kernels(*_kind(block))
 
     @property
     def heads(self) -> int:
         """Of queries, keys and values."""
         return int(self._queries + 2 * self._keys)
 
-    def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
-        """For batches of a shape."""
+    @property
+    def attends(self) -> bool:
+        """Whether by kernels, which take examples one after another."""
+        return self._kernels is not None and self._kernels.attends
+
+    def frame(
+        self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None, spans: mx.array | None = None
+    ) -> Frame:
+        """For batches of a shape.
+
+        Args:
+            spans: as in Ready, for examples one after another, which only kernels that attend take.
+        """
+        assert spans is None or self.attends
         if self._kernels:
-            mask = make_mask(shape[1], dtype, 1, window) if shape[1] > PLAIN_ATTENTION else None
-            return Frame(shape, mask, window)
+            long = spans is None and shape[1] > PLAIN_ATTENTION
+            mask = make_mask(shape[1], dtype, 1, window) if long else None
+            attends = self.attends and not long
+            each = spans_of(*shape) if spans is None else spans
+            return Frame((1, math.prod(shape)) if attends else shape, mask, window, spans=each, attends=attends)
         turns = np.repeat(np.arange(shape[1], dtype=np.int32)[:, None], self.heads, axis=1)
         turns[:, self._queries + self._keys :] = 0
         mask = make_mask(shape[1], dtype, self._queries // self._keys, window)
@@ -106,10 +120,11 @@ class FusedLayer:
             norm, (first, second), part = self._norms[0], adapters[0], self._parts[0]
             inputs, low[0] = self._kernels.norm_low(state, norm.weight, first, norm.eps)
             heads = product(inputs, part.weights, part.kind)
-            query, key, value = self._kernels.turn(heads, *frame.shape, (low[0], second))
+            query, key, value = self._turn(heads, frame, (low[0], second))
         else:
             query, key, value = self._turned(project(0, normed(self._norms[0], state)), frame)
-        mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window)
+        spans = frame.spans if frame.attends else None
+        mixed, attended = attend(query, key, value, frame.mask, self._scale, self._kernels, frame.window, spans)
         going, mixed = (pick(state), pick(mixed)) if pick else (state, mixed)
         middle = project(1, mixed, going)
         gates = project(2, normed(self._norms[1], middle))
@@ -149,11 +164,11 @@ class FusedLayer:
         d_mixed = back(1, middle, kept.mixed)
         if spread:
             middle, d_mixed = spread(middle), spread(d_mixed)
-        parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels, frame.window)
+        parts = attend_back(d_mixed, kept.attended, frame.mask, self._scale, self._kernels, frame.window, frame.spans)
         inputs = normed(self._norms[0], before) if 0 in adapters else d_mixed
         if self._kernels and self._kernels_adapt(adapters, frame):
             norm, (first, second), part = self._norms[0], adapters[0], self._parts[0]
-            flat, reduced = self._kernels.turn_back(*parts, second)
+            flat, reduced = self._turn_back(parts, frame, second)
             gradients[0] = (self._kernels.factors_back(inputs, reduced, kept.low[0], flat),)
             if not need_input:
                 return None, gradients
@@ -171,11 +186,27 @@ class FusedLayer:
         """Whether kernels take the adapter of queries, keys and values, if there is one."""
         return self._kernels is not None and 0 in adapters and self._kernels.adapts(frame.shape, len(adapters[0][0]))
 
+    def _turn(
+        self, heads: mx.array, frame: Frame, adapter: tuple[mx.array, mx.array] | None = None
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """See LayerKernels.turn."""
+        assert self._kernels
+        assert frame.spans is not None
+        return self._kernels.turn(heads, *frame.shape, frame.spans, adapter)
+
+    def _turn_back(
+        self, parts: tuple[mx.array, mx.array, mx.array], frame: Frame, second: mx.array | None = None
+    ) -> tuple[mx.array, mx.array]:
+        """See LayerKernels.turn_back."""
+        assert self._kernels
+        assert frame.spans is not None
+        return self._kernels.turn_back(*parts, frame.spans, second)
+
     def _turned(self, heads: mx.array, frame: Frame) -> tuple[mx.array, mx.array, mx.array]:
         """(T, heads * size) -> query, key and value for attention, the first two turned by their positions."""
         rows, length = frame.shape
         if self._kernels:
-            return self._kernels.turn(heads, rows, length)
+            return self._turn(heads, frame)
         heads = self._rope(heads.reshape(rows * length * self.heads, 1, 1, -1), offset=frame.turns)
         heads = heads.reshape(rows, length, self.heads, -1)
         query = mx.contiguous(heads[:, :, : self._queries].transpose(0, 2, 1, 3))
@@ -187,7 +218,7 @@ class FusedLayer:
     def _turned_back(self, parts: tuple[mx.array, mx.array, mx.array], frame: Frame) -> mx.array:
         """Gradients of what `_turned` gave -> that of its input."""
         if self._kernels:
-            return self._kernels.turn_back(*parts)[0]
+            return self._turn_back(parts, frame)[0]
         heads = mx.concatenate([one.transpose(0, 2, 1, 3) for one in parts], axis=2)
         heads = heads.reshape(-1, 1, 1, heads.shape[-1])
         # A rotation's way back does not depend on what was rotated.
@@ -263,6 +294,27 @@ class Taken:
         if self._kernels:
             return self._kernels.entries_back(whole, self._scales, self._back)
         return whole[self._back].astype(mx.float32) * self._scales
+
+
+def packs(blocks: list[Any], lora: LoraParams, longest: int) -> bool:
+    """Whether batches may have examples one after another, if the kernels that takes can be compiled.
+
+    Args:
+        longest: tokens of an example.
+    """
+    # Longer ones are faster with cuDNN's attention, which knows rows alone.
+    if longest > PLAIN_ATTENTION or lora.adapter != "lora" or lora.dropout or not mergeable(blocks):
+        return False
+    return all(will_attend(*_kind(block)) for block in blocks[-lora.layers :])
+
+
+def _kind(block: Any) -> tuple[Any, int, tuple[int, int], mx.Dtype]:
+    """What `layer_kernels` asks for: the attention, a head's size, widths of states and inside the MLP, their type."""
+    (query, *_), (gate, *_) = projections(block, GROUPS[0]), projections(block, GROUPS[2])
+    query, gate = (one.linear if "linear" in one else one for one in (query, gate))
+    weight = block.input_layernorm.weight
+    size = query.weight.shape[0] // block.self_attn.n_heads
+    return block.self_attn, size, (weight.shape[0], gate.weight.shape[0]), weight.dtype
 
 
 def _indices(

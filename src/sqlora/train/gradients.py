@@ -21,7 +21,12 @@ _LAYERS_AHEAD = 2  # of a validation; a layer over its 1,024 tokens takes a GPU 
 
 
 class Model(Protocol):
-    """What a training step and a validation need of the upper part of a model and an adapter's vector."""
+    """What a training step and a validation need of the upper part of a model and an adapter's vector.
+
+    packs: whether its batches may have examples one after another.
+    """
+
+    packs: bool
 
     def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """The summed loss of the batch's counted tokens and its gradient, a vector in float32."""
@@ -67,21 +72,21 @@ class Written:
         else:
             self._adapters = Named(layout, len(upper.layers), scales)
             self._layers = [Layer(block) for block in upper.layers]
+        self.packs = all(isinstance(layer, FusedLayer) and layer.attends for layer in self._layers)
         self._dropout, self._compiled = lora.dropout, compiled
         self._run_gradients = _compile(self._gradients, compiled)
 
     def gradients(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
-        loss, gradient = self._run_gradients(
-            vector, batch.inputs, batch.positions, batch.targets, batch.weights, batch.places
-        )
+        arrays = [vector, batch.inputs, batch.positions, batch.targets, batch.weights, batch.places]
+        loss, gradient = self._run_gradients(*arrays, *(() if batch.spans is None else [batch.spans]))
         return loss, gradient
 
     def losses(self, vector: mx.array, batch: Ready) -> tuple[mx.array, mx.array]:
         """See Model."""
         state, shape = self._start(batch.inputs)
         under_way: list[mx.array] = []
-        for layer, adapters, frame in self._each(vector, state, shape, dropout=0.0):
+        for layer, adapters, frame in self._each(vector, state, shape, batch.spans, dropout=0.0):
             state, _ = layer.forward(state, frame, adapters)
             if self._compiled:
                 # Hands the device what there is. It lets go of a layer's inner values when all is done that was handed
@@ -101,9 +106,10 @@ class Written:
         targets: mx.array,
         weights: mx.array,
         places: mx.array,
+        spans: mx.array | None = None,
     ) -> tuple[mx.array, mx.array]:
         state, shape = self._start(inputs)
-        each = self._each(vector, state, shape, dropout=self._dropout)
+        each = self._each(vector, state, shape, spans, dropout=self._dropout)
         kept: list[Any] = []
         masks: list[dict[str, mx.array | None]] = []
         # With no layer frozen, those below the lowest adapter need no way back.
@@ -156,7 +162,7 @@ class Written:
         return states.reshape(shape[0] * shape[1], -1), shape
 
     def _each(
-        self, vector: mx.array, state: mx.array, shape: tuple[int, int], dropout: float
+        self, vector: mx.array, state: mx.array, shape: tuple[int, int], spans: mx.array | None, dropout: float
     ) -> list[tuple[Any, Any, Frame]]:
         adapters = self._adapters.adapters(vector, state.dtype, len(self._layers), dropout)
         window: int | None = getattr(self._upper.model.args, "sliding_window", None)
@@ -165,7 +171,7 @@ class Written:
         for layer, block, one in zip(self._layers, self._upper.layers, adapters, strict=True):
             sees = window if getattr(block, "use_sliding", False) else None
             if sees not in frames:
-                frames[sees] = layer.frame(shape, state.dtype, sees)
+                frames[sees] = layer.frame(shape, state.dtype, sees, spans)
             result.append((layer, one, frames[sees]))
         return result
 
@@ -200,6 +206,8 @@ class Named:
 
 class Automatic:
     """Any model and any adapter that mlx-lm knows, through MLX's automatic differentiation."""
+
+    packs = False
 
     def __init__(self, upper: Upper, layout: Layout, *, compiled: bool = False) -> None:
         self._upper, self._layout = upper, layout

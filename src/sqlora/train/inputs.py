@@ -23,8 +23,8 @@ from sqlora.distributed.group import Group
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
 from sqlora.train import checkpoint
-from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths, used_examples
-from sqlora.train.division import used_by
+from sqlora.train.batching import batching_of, used
+from sqlora.train.buckets import FROZEN_PADDING, MOST_PADDING, choose_lengths
 from sqlora.train.loss import Fetch
 from sqlora.train.room import see_to_room
 from sqlora.train.shared_pass import drop_damaged_together, fill_together
@@ -56,7 +56,7 @@ def prepare_inputs(
     model: Path,
     config: dict[str, Any],
     frozen: int,
-    buckets: Sequence[int],
+    buckets: Sequence[int] | None,
     train: Sequence[Encoded],
     valid: Sequence[Encoded],
     weights: str,
@@ -70,7 +70,7 @@ def prepare_inputs(
     Args:
         model: folder of the converted model; config: its config.json; weights: its identity.
         frozen: number of layers; with 0 the model's inputs are tokens.
-        buckets: lengths of training's batches.
+        buckets: lengths of training's batches; None if these are packed.
         stop: whether this rank was asked to end.
         check_later: of a process alone whose states are all there, a thread compares them with their checksums, and
             the caller asks `sound` before it uses them.
@@ -80,15 +80,11 @@ def prepare_inputs(
         Interrupted: `stop` said so.
     """
     if not frozen:
-        return Inputs(_tokens, 4, lambda: (0, 0), lambda: None, lambda: None)
-    steps = params.iterations * params.gradient_accumulation
-    train_lengths = [len(example.tokens) - 1 for example in train]
-    if len(group.disk) == group.size:
-        used = used_examples(steps, train_lengths, buckets, params.batch_size, params.seed)
-    else:  # this machine keeps what its own ranks will use
-        plan = (params.iterations, params.gradient_accumulation, train_lengths, buckets, params.batch_size, params.seed)
-        used = used_by(group.disk, group.size, *plan)
-    wanted = [example.tokens[:-1] for example in (*(train[index] for index in used), *valid)]
+        return Inputs(token_fetcher, 4, lambda: (0, 0), lambda: None, lambda: None)
+    # A machine with a disk of its own keeps what its own ranks will use.
+    ranks = None if len(group.disk) == group.size else group.disk
+    chosen = used(batching_of(train, buckets, params, group.size), params.iterations, len(train), ranks)
+    wanted = [example.tokens[:-1] for example in (*(train[index] for index in chosen), *valid)]
     width, dtype = config["hidden_size"], state_dtype(config)
     lengths = lengths_of([*train, *valid], most_padding=FROZEN_PADDING)
     # The lengths belong to the name: padded to others, states differ in their last bits.
@@ -144,7 +140,7 @@ def prepare_inputs(
 
     def stored(examples: Sequence[Encoded]) -> Fetch:
         keys = [key_of(example.tokens[:-1]) for example in examples]
-        return lambda chosen, length: store.read([keys[index] for index in chosen], length)
+        return lambda chosen, starts, tokens: store.read([keys[index] for index in chosen], starts, tokens)
 
     def settle() -> None:
         try:
@@ -185,11 +181,13 @@ def _free_part(folder: Path, group: Group, stop: Callable[[], bool]) -> tuple[in
     raise AssertionError("there is always another number")
 
 
-def _tokens(examples: Sequence[Encoded]) -> Fetch:
-    def fetch(chosen: Sequence[int], length: int) -> NDArray[np.generic]:
-        batch = np.zeros((len(chosen), length), dtype=np.int32)
-        for row, index in enumerate(chosen):
-            batch[row, : len(examples[index].tokens) - 1] = examples[index].tokens[:-1]
+def token_fetcher(examples: Sequence[Encoded]) -> Fetch:
+    """What gives the tokens that go into the model."""
+
+    def fetch(chosen: Sequence[int], starts: Sequence[int], tokens: int) -> NDArray[np.generic]:
+        batch = np.zeros(tokens, dtype=np.int32)
+        for start, index in zip(starts, chosen, strict=True):
+            batch[start : start + len(examples[index].tokens) - 1] = examples[index].tokens[:-1]
         return batch
 
     return fetch

@@ -43,13 +43,16 @@ Gradients = dict[str, tuple[mx.array, mx.array]]
 @dataclass(frozen=True)
 class Frame:
     """What the layers share that see the same window. shape: rows and length of the batch; mask: of `make_mask`;
-    window: in tokens, or None; turns: (tokens * heads,) each head's angle, for layers that turn all heads at once.
+    window: in tokens, or None; turns: (tokens * heads,) each head's angle, for layers that turn all heads at once;
+    spans: as in Ready, for kernels; attends: whether these compute the attention, all tokens in one row.
     """
 
     shape: tuple[int, int]
     mask: Mask
     window: int | None = None
     turns: mx.array | None = None
+    spans: mx.array | None = None
+    attends: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,11 @@ class Layer:
         inner = self._linear["gate_proj"].weight.shape[0]
         self._kernels = kernels_for(self._norms[0].weight.dtype, [inner])
 
-    def frame(self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None) -> Frame:
-        """For batches of a shape."""
+    def frame(
+        self, shape: tuple[int, int], dtype: mx.Dtype, window: int | None, spans: mx.array | None = None
+    ) -> Frame:
+        """For batches of a shape; of examples one after another (spans) there are none here."""
+        assert spans is None
         return Frame(shape, make_mask(shape[1], dtype, self._heads // self._kv_heads, window))
 
     def forward(

@@ -29,6 +29,7 @@ from sqlora.train import checkpoint
 from sqlora.train.buckets import VALIDATION_PADDING
 from sqlora.train.cuda.compiler import begin_compiling
 from sqlora.train.engine import Engine
+from sqlora.train.fused import packs
 from sqlora.train.identity import model_identity
 from sqlora.train.inputs import Inputs, lengths_of, lock_if, prepare_inputs
 from sqlora.train.interruption import Interrupted
@@ -39,7 +40,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 13  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 14  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, whether memory is checked, how often checkpoints are saved and
 # what stored states may take; none changes a result, but for whether states are stored at all, which is `frozen`.
 _NO_INPUTS = ("workers", "hostfile", "backend", "force", "checkpoint_every", "states_gb")
@@ -89,7 +90,7 @@ def train_adapter(
                 expected="at least one",
                 next_step=f"Raise split.{split}_size in params.yaml and run dvc repro.",
             )
-    base, config = load_lazily(model)
+    base, _ = load_lazily(model)
     layers = len(base.layers)
     if lora.layers > layers:
         raise SqloraError(
@@ -98,8 +99,33 @@ def train_adapter(
             expected=f"at most {layers}, the number of layers of the base model",
             next_step="Lower lora.layers.",
         )
-    frozen = layers - lora.layers if params.states_gb else 0
-    buckets = lengths_of(train, batch_size=params.batch_size)
+    packed = packs(base.layers, lora, max(len(example.tokens) - 1 for example in (*train, *valid)))
+    del base
+    try:
+        return _train(model, train, valid, lora, params, report, group, packed=packed)
+    except _NoAttentionError:
+        return _train(model, train, valid, lora, params, report, group, packed=False)
+
+
+class _NoAttentionError(Exception):
+    """The kernels for examples one after another could not be compiled."""
+
+
+def _train(
+    model: Path,
+    train: Sequence[Encoded],
+    valid: Sequence[Encoded],
+    lora: LoraParams,
+    params: TrainParams,
+    report: Callable[[Report], None],
+    group: Group,
+    *,
+    packed: bool,
+) -> Trained:
+    """As train_adapter; packed: with examples one after another in its batches."""
+    base, config = load_lazily(model)
+    frozen = len(base.layers) - lora.layers if params.states_gb else 0
+    buckets = None if packed else lengths_of(train, batch_size=params.batch_size)
     weights = model_identity(model)
     inputs_of_run = {
         "model": weights,
@@ -107,6 +133,7 @@ def train_adapter(
         "prompts": [example.prompt_tokens for example in train],
         "valid": [key_of(example.tokens) for example in valid],
         "frozen": frozen,
+        "packed": packed,
         "lora": asdict(lora),
         "params": {name: value for name, value in asdict(params).items() if name not in _NO_INPUTS},
         "device": str(mx.default_device()),
@@ -135,7 +162,7 @@ def train_adapter(
             started = perf_counter()
             if not inputs.sound():
                 inputs.settle()
-                del base, upper  # the frozen pass has room for two layers
+                del base, upper  # the frozen pass has room for a few layers
                 inputs = prepare(check_later=False)
                 frozen_peak = peak_memory()
                 upper, _ = _load(load_lazily(model)[0], frozen, group, inputs)
@@ -143,13 +170,16 @@ def train_adapter(
             upper.checkpointing = params.gradient_checkpointing
             add_lora(upper, lora, params.seed)
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())
+            if packed and not all(group.each(stepper.packs)):
+                inputs.settle()
+                raise _NoAttentionError
             engine = Engine(
                 stepper,
                 Data(train, inputs.fetcher(train), buckets, inputs.token_bytes),
                 Data(
                     valid,
                     inputs.fetcher(valid),
-                    lengths_of(valid, most_padding=VALIDATION_PADDING),
+                    None if packed else lengths_of(valid, most_padding=VALIDATION_PADDING),
                     inputs.token_bytes,
                 ),
                 params,

@@ -296,20 +296,23 @@ class StateStore:
         self._damaged.clear()  # these places have gone, and others may come to lie there
         self.refresh()
 
-    def read(self, keys: Sequence[str], length: int) -> NDArray[np.generic]:
-        """The states of some examples, zeros behind each.
+    def read(self, keys: Sequence[str], starts: Sequence[int], tokens: int) -> NDArray[np.generic]:
+        """The states of some examples, zeros between them.
+
+        Args:
+            starts: where each begins.
 
         Returns:
-            (len(keys), length, width)
+            (tokens, width)
         """
         self.wait()
-        batch = np.zeros((len(keys), length, self.width), dtype=self.dtype)
-        for row, key in enumerate(keys):
+        batch = np.zeros((tokens, self.width), dtype=self.dtype)
+        for start, key in zip(starts, keys, strict=True):
             place = self._places[key][0]
             if place.part not in self._maps:
                 shape = (self._ends[place.part], self.width)
                 self._maps[place.part] = np.memmap(self._states(place.part), dtype=self.dtype, mode="r", shape=shape)
-            batch[row, : place.count] = self._maps[place.part][place.start : place.start + place.count]
+            batch[start : start + place.count] = self._maps[place.part][place.start : place.start + place.count]
         return batch
 
     def _note(self, place: Place) -> None:

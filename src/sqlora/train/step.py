@@ -49,6 +49,11 @@ class Stepper:
         self.optimizer.init({"adapter": self._vector})
         mx.eval(self._vector, self.optimizer.state)
 
+    @property
+    def packs(self) -> bool:
+        """Whether batches may have examples one after another."""
+        return self._model.packs
+
     def adapter(self) -> dict[str, mx.array]:
         """The adapter's arrays by name."""
         return self._layout.split(self._vector)

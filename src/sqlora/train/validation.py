@@ -13,10 +13,11 @@ import numpy as np
 from sqlora.distributed.group import Group
 from sqlora.runtime import has_cuda
 from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import ValidationBatch, validation_batches
+from sqlora.train.buckets import Planned, validation_batches
 from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.interruption import Interrupted
 from sqlora.train.loss import Batch, Fetch, make_batch
+from sqlora.train.packing import packed_validation
 from sqlora.train.step import Stepper
 
 # A CUDA device, to which inputs have to be brought, keeps those of a validation up to so many bytes.
@@ -25,13 +26,13 @@ KEPT_BYTES = 128_000_000
 
 @dataclass(frozen=True)
 class Data:
-    """examples: encoded; fetch: gives what goes into the model; buckets: lengths of batches; token_bytes: of the
-    model's input for one token.
+    """examples: encoded; fetch: gives what goes into the model; buckets: lengths of batches, or None where examples lie
+    one after another; token_bytes: of the model's input for one token.
     """
 
     examples: Sequence[Encoded]
     fetch: Fetch
-    buckets: Sequence[int]
+    buckets: Sequence[int] | None
     token_bytes: int
 
 
@@ -46,9 +47,11 @@ class Validator:
     def __init__(self, data: Data, batch_size: int, group: Group, *, few_shapes: bool = False) -> None:
         self._data, self._group = data, group
         lengths = [len(example.tokens) - 1 for example in data.examples]
-        self._planned = validation_batches(
-            lengths, data.buckets, batch_size, group.rank, group.size, few_shapes=few_shapes
-        )
+        share = batch_size, group.rank, group.size
+        if data.buckets is None:
+            self._planned = packed_validation(lengths, *share)
+        else:
+            self._planned = validation_batches(lengths, data.buckets, *share, few_shapes=few_shapes)
         sizes = [one.rows * one.length * data.token_bytes for one in self._planned]
         self._parts = [self._planned[one:other] for one, other in pairwise(_bounds(sizes))]
         self._keeps = has_cuda() and sum(sizes) <= KEPT_BYTES
@@ -92,16 +95,8 @@ class Validator:
                 yield one
         self._kept = ready  # all of them, or the caller would not have come here
 
-    def _make(self, planned: ValidationBatch) -> Batch:
-        return make_batch(
-            self._data.examples,
-            planned.chosen,
-            self._data.fetch,
-            length=planned.length,
-            kind="all",
-            rows=planned.rows,
-            counted=planned.counted,
-        )
+    def _make(self, planned: Planned) -> Batch:
+        return make_batch(self._data.examples, planned, self._data.fetch, "all")
 
     def _counts(self) -> tuple[int, int]:
         """This rank's tokens of completions, and all that count."""

@@ -97,13 +97,13 @@ template <int SIZE> struct Results {
         }
     }
 
-    // Into rows from `first` of a matrix, each times its factor.
-    __device__ void store(T* matrix, int stride, int first, int length, const float* factors) const {
+    // Into rows from `first` of a matrix that has `count`, each times its factor.
+    __device__ void store(T* matrix, int stride, int first, int count, const float* factors) const {
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = first + upper() + 8 * half;
             T* to = matrix + Size(row) * stride + left();
-            if (row < length)
+            if (row < count)
 #pragma unroll
                 for (int part = 0; part < SIZE / 8; part++)
                     *(unsigned*)(to + 8 * part) =
@@ -155,45 +155,64 @@ __device__ inline float most_of_row(float value) {
 // Whether a query sees a key that is so many places before it; one behind it is none. `most` is 0 for rows behind the end.
 __device__ inline bool sees(int before, int most) { return unsigned(before) < unsigned(most); }
 
-// What a block works on: rows from `first` on of a head of an example. number: among all of its kind.
+// Which tokens see each other: examples lie one after another. spans: (2, tokens) of each token the first of its example
+// and the end of it. window: how many tokens a query sees at most, itself included.
+struct Spans {
+    const int *firsts, *ends;
+    int tokens, window;
+    __device__ Spans(const int* spans, int tokens, int window)
+        : firsts(spans), ends(spans + tokens), tokens(tokens), window(window) {}
+    // The first key that a query sees, and behind the last query that sees a key; both rise from token to token.
+    __device__ int first(int query) const { return max(firsts[min(query, tokens - 1)], query - window + 1); }
+    __device__ int end(int key) const { return min(ends[min(key, tokens - 1)], key + window); }
+    // How many keys from itself back a query sees, and how many queries from itself on see a key.
+    __device__ int back(int query) const { return query < tokens ? query - first(query) + 1 : 0; }
+    __device__ int on(int key) const { return key < tokens ? end(key) - key : 0; }
+};
+
+// What a block works on: rows from `first` on of a head, `mine` the first of the warp's. number: among all of its kind.
 struct Task {
-    int first, head, row, mine;  // the last: the first of the warp's rows
-    __device__ Task(int number, int heads, int length) {
-        const int chunks = (length + OWN - 1) / OWN;
-        first = number % chunks * OWN, head = number / chunks % heads, row = number / chunks / heads;
+    int first, head, mine;
+    __device__ Task(int number, int tokens) {
+        const int chunks = (tokens + OWN - 1) / OWN;
+        first = number % chunks * OWN, head = number / chunks;
         mine = first + threadIdx.x / 32 * 16;
     }
     // The keys that its queries see.
-    __device__ int begin(int window) const { return max(0, first - window + 1) / TILE * TILE; }
-    __device__ int end(int length) const { return min(length, first + OWN); }
-    // Whether a query of the warp sees a key of a tile, and whether a query of a tile sees a key of the warp.
-    __device__ bool looks(int key, int length, int window) const {
-        return mine < length && key <= mine + 15 && key + TILE > mine - window + 1;
+    __device__ int begin(const Spans& spans) const { return spans.first(first) / TILE * TILE; }
+    __device__ int end(int tokens) const { return min(tokens, first + OWN); }
+    // Whether a query of the warp sees a key of a tile, and whether a query of a tile sees a key of the warp, if the first
+    // key that its queries see, or behind the last query that sees its keys, is that one.
+    __device__ bool looks(int key, int tokens, int from) const {
+        return mine < tokens && key <= mine + 15 && key + TILE > from;
     }
-    __device__ bool seen(int query, int length, int window) const {
-        return mine < length && query + TILE > mine && query < mine + 15 + window;
+    __device__ bool seen(int query, int tokens, int until) const {
+        return mine < tokens && query + TILE > mine && query < until;
     }
 };
 
-// mixed: the attention's output, token after token; sums: (rows, queries, length) of each query's sum the logarithm to base
-// 2. window: of at most `length` tokens.
+// mixed: the attention's output, token after token; sums: (queries, tokens) of each query's sum the logarithm to base 2.
 template <int SIZE> __device__ inline void attend(
-    const T* query, const T* key, const T* value, T* mixed, float* sums, int length, int queries, int keys, int window,
-    float scale
+    const T* query, const T* key, const T* value, const int* spans_of, T* mixed, float* sums, int tokens, int queries,
+    int keys, int window, float scale
 ) {
     alignas(16) __shared__ Stored<SIZE> one[STAGES][TILE], other[STAGES][TILE];
-    const Task task(blockIdx.x, queries, length);
-    const Size head = task.row * queries + task.head, same = task.row * keys + task.head / (queries / keys);
-    const Matrix key_rows = {key + same * length * SIZE, SIZE, length - 1};
-    const Matrix value_rows = {value + same * length * SIZE, SIZE, length - 1};
-    const Rows<SIZE> query_left(Matrix{query + head * length * SIZE, SIZE, length - 1}, task.mine);
+    const Task task(blockIdx.x, tokens);
+    const Spans spans(spans_of, tokens, window);
+    const Size head = task.head, same = task.head / (queries / keys);
+    const Matrix key_rows = {key + same * tokens * SIZE, SIZE, tokens - 1};
+    const Matrix value_rows = {value + same * tokens * SIZE, SIZE, tokens - 1};
+    const Rows<SIZE> query_left(Matrix{query + head * tokens * SIZE, SIZE, tokens - 1}, task.mine);
     Results<SIZE> out;
     scale *= LOG2_E;
     float most[2] = {HIDDEN, HIDDEN}, sum[2] = {};
+    const int first = spans.first(task.mine), back[2] = {
+        spans.back(task.mine + Tile::row(0)), spans.back(task.mine + Tile::row(2))
+    };
     Tiles<SIZE>{one, other}.pass(
-        key_rows, value_rows, task.begin(window), task.end(length), [](int, int) {},
+        key_rows, value_rows, task.begin(spans), task.end(tokens), [](int, int) {},
         [&](const Stored<SIZE>* key_tile, const Stored<SIZE>* value_tile, int, int from) {
-            if (!task.looks(from, length, window)) return;
+            if (!task.looks(from, tokens, first)) return;
             Tile scores = products(query_left, key_tile);
 #pragma unroll
             for (int low = 0; low < 2; low++) {  // the row above and that below
@@ -203,7 +222,7 @@ template <int SIZE> __device__ inline void attend(
                 for (int number = 0; number < 4; number++) {
                     const int half = number / 2, at = 2 * low + number % 2;
                     float& score = scores.halves[half][at];
-                    if (!sees(before - Tile::column(half, at), window)) score = HIDDEN;
+                    if (!sees(before - Tile::column(half, at), back[low])) score = HIDDEN;
                     here = fmaxf(here, score);
                 }
                 here = most_of_row(here);
@@ -229,20 +248,19 @@ template <int SIZE> __device__ inline void attend(
         const int place = task.mine + Tile::row(2 * low);
         sum[low] = sum_of_row(sum[low]);
         factors[low] = 1 / sum[low];
-        if (place < length && left() == 0) sums[head * length + place] = most[low] * scale + log2f(sum[low]);
+        if (place < tokens && left() == 0) sums[head * tokens + place] = most[low] * scale + log2f(sum[low]);
     }
-    const int stride = queries * SIZE;
-    out.store(mixed + Size(task.row) * length * stride + task.head * SIZE, stride, task.mine, length, factors);
+    out.store(mixed + task.head * SIZE, queries * SIZE, task.mine, tokens, factors);
 }
 
-// What mixed and its gradient, token after token, give together for each query: (rows, queries, length). A thread takes
-// eight columns.
+// What mixed and its gradient, token after token, give together for each query: (queries, tokens). A thread takes eight
+// columns.
 template <int SIZE> __device__ inline void attend_means(
-    const T* mixed, const T* gradient, float* means, int rows, int length, int queries
+    const T* mixed, const T* gradient, float* means, int tokens, int queries
 ) {
     const int number = (blockIdx.x * blockDim.x + threadIdx.x) / (SIZE / 8), token = number / queries;
     const Size start = (Size(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
-    const bool there = token < rows * length;
+    const bool there = token < tokens;
     float sum = 0;
     if (there) {
         const Eight here = eight(mixed + start), with = eight(gradient + start);
@@ -251,48 +269,44 @@ template <int SIZE> __device__ inline void attend_means(
     }
 #pragma unroll
     for (int step = SIZE / 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    const int row = token / length;
-    if (there && threadIdx.x % (SIZE / 8) == 0)
-        means[(Size(row) * queries + number - token * queries) * length + token - row * length] = sum;
+    if (there && threadIdx.x % (SIZE / 8) == 0) means[Size(number - token * queries) * tokens + token] = sum;
 }
 
 // gradient: that of mixed. A block takes the gradient of keys, of values or of queries; those of keys and values are
-// (rows, keys * parts, length, size), each of so many heads that share a key, to be added up. The scores are computed again.
+// (keys * parts, tokens, size), each of so many heads that share a key, to be added up. The scores are computed again.
 // A score's gradient is its weight times how much that of the weight is above the query's mean.
 template <int SIZE> __device__ inline void attend_back(
-    const T* query, const T* key, const T* value, const float* means, const float* sums, const T* gradient, T* d_query,
-    T* d_key, T* d_value, int rows, int length, int queries, int keys, int parts, int window, float scale
+    const T* query, const T* key, const T* value, const int* spans_of, const float* means, const float* sums,
+    const T* gradient, T* d_query, T* d_key, T* d_value, int tokens, int queries, int keys, int parts, int window,
+    float scale
 ) {
     alignas(16) __shared__ Stored<SIZE> one[STAGES][TILE], other[STAGES][TILE];
     alignas(16) __shared__ float mean_tiles[STAGES][TILE], sum_tiles[STAGES][TILE];
-    const int chunks = (length + OWN - 1) / OWN, last = length - 1, tasks = chunks * rows * keys * parts;
+    const int last = tokens - 1, tasks = (tokens + OWN - 1) / OWN * keys * parts;
     const int block = blockIdx.x, kind = min(block / tasks, 2);  // key, value, query
-    const Task task(block - kind * tasks, kind == 2 ? queries : keys * parts, length);
+    const Task task(block - kind * tasks, tokens);
+    const Spans spans(spans_of, tokens, window);
     const Tiles<SIZE> tiles = {one, other};
-    const auto of = [&](const T* from, int heads, int head) {
-        return Matrix{from + Size(task.row * heads + head) * length * SIZE, SIZE, last};
-    };
-    const auto changes = [&](int head) {
-        return Matrix{gradient + (Size(task.row) * length * queries + head) * SIZE, queries * SIZE, last};
-    };
+    const auto of = [&](const T* from, int head) { return Matrix{from + Size(head) * tokens * SIZE, SIZE, last}; };
+    const auto changes = [&](int head) { return Matrix{gradient + head * SIZE, queries * SIZE, last}; };
     const float by_scale[2] = {scale, scale}, ones[2] = {1, 1}, scale_2 = scale * LOG2_E;
     Results<SIZE> out;
     if (kind == 2) {
         const int same = task.head / (queries / keys);
-        const Rows<SIZE> query_left(of(query, queries, task.head), task.mine), change_left(changes(task.head), task.mine);
+        const Rows<SIZE> query_left(of(query, task.head), task.mine), change_left(changes(task.head), task.mine);
+        const int first = spans.first(task.mine);
         float mean[2], sum[2];
-        int most[2];
+        int back[2];
 #pragma unroll
         for (int low = 0; low < 2; low++) {
             const int place = task.mine + Tile::row(2 * low);
-            const Size at = Size(task.row * queries + task.head) * length + min(place, last);
-            mean[low] = means[at], sum[low] = sums[at];
-            most[low] = place < length ? window : 0;
+            const Size at = Size(task.head) * tokens + min(place, last);
+            mean[low] = means[at], sum[low] = sums[at], back[low] = spans.back(place);
         }
         tiles.pass(
-            of(key, keys, same), of(value, keys, same), task.begin(window), task.end(length), [](int, int) {},
+            of(key, same), of(value, same), task.begin(spans), task.end(tokens), [](int, int) {},
             [&](const Stored<SIZE>* key_tile, const Stored<SIZE>* value_tile, int, int from) {
-                if (!task.looks(from, length, window)) return;
+                if (!task.looks(from, tokens, first)) return;
                 Tile scores = products(query_left, key_tile);
                 const Tile changed = products(change_left, value_tile);
                 const int before = task.mine - from;
@@ -300,27 +314,24 @@ template <int SIZE> __device__ inline void attend_back(
                 for (int number = 0; number < 8; number++) {
                     const int half = number / 4, at = number % 4, low = at / 2;
                     float& score = scores.halves[half][at];
-                    const bool seen = sees(before + Tile::row(at) - Tile::column(half, at), most[low]);
+                    const bool seen = sees(before + Tile::row(at) - Tile::column(half, at), back[low]);
                     const float weight = seen ? exp2_of(score * scale_2 - sum[low]) : 0;
                     score = weight * (changed.halves[half][at] - mean[low]);
                 }
                 out.add(scores, key_tile);
             }
         );
-        T* to = d_query + Size(task.row * queries + task.head) * length * SIZE;
-        out.store(to, SIZE, task.mine, length, by_scale);
+        out.store(d_query + Size(task.head) * tokens * SIZE, SIZE, task.mine, tokens, by_scale);
         return;
     }
-    const int count = queries / keys / parts, end = min(length, task.first + OWN + window);
-    const Rows<SIZE> key_left(of(key, keys, task.head / parts), task.mine);
-    const Rows<SIZE> value_left(of(value, keys, task.head / parts), task.mine);
-    int most[2];
-#pragma unroll
-    for (int low = 0; low < 2; low++) most[low] = max(0, min(window, length - task.mine - Tile::row(2 * low)));
+    const int count = queries / keys / parts, end = spans.end(task.end(tokens) - 1), until = spans.end(task.mine + 15);
+    const Rows<SIZE> key_left(of(key, task.head / parts), task.mine);
+    const Rows<SIZE> value_left(of(value, task.head / parts), task.mine);
+    const int on[2] = {spans.on(task.mine + Tile::row(0)), spans.on(task.mine + Tile::row(2))};
     for (int head = task.head * count; head < (task.head + 1) * count; head++) {
-        const Size start = Size(task.row * queries + head) * length;
+        const Size start = Size(head) * tokens;
         tiles.pass(
-            of(query, queries, head), changes(head), task.first, end,
+            of(query, head), changes(head), task.first, end,
             [&](int stage, int from) {
                 const int place = threadIdx.x;
                 if (place >= TILE) return;
@@ -328,7 +339,7 @@ template <int SIZE> __device__ inline void attend_back(
                 copy_one(mean_tiles[stage] + place, means + start + min(from + place, last));
             },
             [&](const Stored<SIZE>* query_tile, const Stored<SIZE>* change_tile, int stage, int from) {
-                if (!task.seen(from, length, window)) return;
+                if (!task.seen(from, tokens, until)) return;
                 Tile scores = products(key_left, query_tile), changed;
                 if (kind == 0) changed = products(value_left, change_tile);
                 const int before = from - task.mine;
@@ -336,7 +347,7 @@ template <int SIZE> __device__ inline void attend_back(
                 for (int number = 0; number < 8; number++) {
                     const int half = number / 4, at = number % 4, place = Tile::column(half, at);
                     float& score = scores.halves[half][at];
-                    const bool seen = sees(before + place - Tile::row(at), most[at / 2]);
+                    const bool seen = sees(before + place - Tile::row(at), on[at / 2]);
                     const float weight = seen ? exp2_of(score * scale_2 - sum_tiles[stage][place]) : 0;
                     score = kind == 0 ? weight * (changed.halves[half][at] - mean_tiles[stage][place]) : weight;
                 }
@@ -344,32 +355,33 @@ template <int SIZE> __device__ inline void attend_back(
             }
         );
     }
-    T* to = (kind == 0 ? d_key : d_value) + Size(task.row * keys * parts + task.head) * length * SIZE;
-    out.store(to, SIZE, task.mine, length, kind == 0 ? by_scale : ones);
+    T* to = (kind == 0 ? d_key : d_value) + Size(task.head) * tokens * SIZE;
+    out.store(to, SIZE, task.mine, tokens, kind == 0 ? by_scale : ones);
 }
 
 #undef BOUNDS
 #define BOUNDS __launch_bounds__(THREADS)
 #define ATTEND(SIZE) \
     KERNEL(attend_##SIZE)( \
-        const T* query, const T* key, const T* value, T* mixed, float* sums, int length, int queries, int keys, \
-        int window, float scale \
+        const T* query, const T* key, const T* value, const int* spans, T* mixed, float* sums, int tokens, int queries, \
+        int keys, int window, float scale \
     ) { \
-        attend<SIZE>(query, key, value, mixed, sums, length, queries, keys, window, scale); \
+        attend<SIZE>(query, key, value, spans, mixed, sums, tokens, queries, keys, window, scale); \
     }
 #define ATTEND_MEANS(SIZE) \
     KERNEL(attend_means_##SIZE)( \
-        const T* mixed, const T* gradient, float* means, int rows, int length, int queries \
+        const T* mixed, const T* gradient, float* means, int tokens, int queries \
     ) { \
-        attend_means<SIZE>(mixed, gradient, means, rows, length, queries); \
+        attend_means<SIZE>(mixed, gradient, means, tokens, queries); \
     }
 #define ATTEND_BACK(SIZE) \
     KERNEL(attend_back_##SIZE)( \
-        const T* query, const T* key, const T* value, const float* means, const float* sums, const T* gradient, \
-        T* d_query, T* d_key, T* d_value, int rows, int length, int queries, int keys, int parts, int window, float scale \
+        const T* query, const T* key, const T* value, const int* spans, const float* means, const float* sums, \
+        const T* gradient, T* d_query, T* d_key, T* d_value, int tokens, int queries, int keys, int parts, int window, \
+        float scale \
     ) { \
         attend_back<SIZE>( \
-            query, key, value, means, sums, gradient, d_query, d_key, d_value, rows, length, queries, keys, parts, window, \
+            query, key, value, spans, means, sums, gradient, d_query, d_key, d_value, tokens, queries, keys, parts, window, \
             scale \
         ); \
     }

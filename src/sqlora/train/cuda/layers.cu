@@ -217,11 +217,12 @@ struct Head {
     }
 };
 
-// heads + low @ second, apart, and all but values turned.
+// heads + low @ second, apart, and all but values turned by their places in their examples. They lie row after row, head
+// after head, as many tokens in a row as `length`. firsts: of each token the first of its example.
 #ifdef USE_turn
 KERNEL(turn)(
-    const T* heads, const float* turns, const T* low, const T* second, T* query, T* key, T* value, int rows, int length,
-    int queries, int keys, int size, int rank
+    const T* heads, const float* turns, const int* firsts, const T* low, const T* second, T* query, T* key, T* value,
+    int rows, int length, int queries, int keys, int size, int rank
 ) {
     const Block block(rows * length);
     const Small small(block, low, rank);
@@ -235,7 +236,8 @@ KERNEL(turn)(
 #pragma unroll
         for (int token = 0; token < TOKENS; token++) {
             if (!block.has(token)) continue;
-            const Angles angles(turns, block.row(token) % length, half, pair, head.kind < 2);
+            const int place = block.row(token);
+            const Angles angles(turns, place - firsts[place], half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {
@@ -254,8 +256,8 @@ KERNEL(turn)(
 // if it were a head.
 #ifdef USE_turn_back
 KERNEL(turn_back)(
-    const T* query, const T* key, const T* value, const float* turns, const T* second, T* heads, T* reduced, int rows,
-    int length, int queries, int keys, int size, int rank, int parts
+    const T* query, const T* key, const T* value, const float* turns, const int* firsts, const T* second, T* heads,
+    T* reduced, int rows, int length, int queries, int keys, int size, int rank, int parts
 ) {
     const Block block(rows * length);
     const int width = (queries + 2 * keys) * size, half = size / 2;
@@ -275,7 +277,8 @@ KERNEL(turn_back)(
                 for (int place = 0; place < 4; place++)
                     first[place] += get(above.at[place]), other[place] += get(below.at[place]);
             }
-            const Angles angles(turns, block.row(token) % length, half, pair, head.kind < 2);
+            const int place = block.row(token);
+            const Angles angles(turns, place - firsts[place], half, pair, head.kind < 2);
             Four above, below;
 #pragma unroll
             for (int place = 0; place < 4; place++) {

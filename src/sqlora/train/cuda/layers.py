@@ -16,8 +16,8 @@ import numpy as np
 from mlx_lm.models.rope_utils import Llama3RoPE
 from numpy.typing import NDArray
 
-from sqlora.train.cuda.compiler import compiled, layer_names
-from sqlora.train.cuda.kernels import Kernels, kernels_for, type_name
+from sqlora.train.cuda.compiler import PRODUCTS, SIZES, attends, compiled, layer_names
+from sqlora.train.cuda.kernels import Kernels, kernels_for, type_name, usable
 
 _THREADS = 512  # of a block whose threads share what they read
 _WARP = 32
@@ -65,24 +65,25 @@ class LayerKernels(Kernels):
         return inputs, low
 
     def turn(
-        self, heads: mx.array, rows: int, length: int, adapter: Two | None = None
+        self, heads: mx.array, rows: int, length: int, spans: mx.array, adapter: Two | None = None
     ) -> tuple[mx.array, mx.array, mx.array]:
         """(T, (queries + 2 * keys) * size) -> query (rows, queries, length, size), and key and value likewise; the
         first two turned by their positions.
 
         Args:
+            spans: as in Ready; positions are counted from there.
             adapter: low (T, rank) and second (rank, (queries + 2 * keys) * size): low @ second is added before.
         """
         low, second, rank = _small(adapter, heads)
         shapes = [(rows, count, length, self.size) for count in (self.queries, self.keys, self.keys)]
         numbers = [rows, length, self.queries, self.keys, self.size, rank]
         angles = angles_of(self.turns.tobytes(), length)
-        arrays = [heads, angles, low, second]
-        query, key, value = self._shared("turn", arrays, shapes, _blocks(rows * length), numbers, [angles])
+        arrays, kept = [heads, angles, spans, low, second], [angles, spans]
+        query, key, value = self._shared("turn", arrays, shapes, _blocks(rows * length), numbers, kept)
         return query, key, value
 
     def turn_back(
-        self, query: mx.array, key: mx.array, value: mx.array, second: mx.array | None = None
+        self, query: mx.array, key: mx.array, value: mx.array, spans: mx.array, second: mx.array | None = None
     ) -> tuple[mx.array, mx.array]:
         """Gradients of what `turn` gave -> that of its input, and that @ second.T (T, rank), if there is one.
 
@@ -91,24 +92,28 @@ class LayerKernels(Kernels):
         rows, _, length, _ = query.shape
         width, rank = (self.queries + 2 * self.keys) * self.size, 0 if second is None else len(second)
         angles = angles_of(self.turns.tobytes(), length)
-        arrays = [query, key, value, angles, query if second is None else second]
+        arrays, kept = [query, key, value, angles, spans, query if second is None else second], [angles, spans]
         numbers = [rows, length, self.queries, self.keys, self.size, rank, key.shape[1] // self.keys]
         shapes = [(rows * length, width), (rows * length, rank) if rank else (1,)]  # MLX may not take an empty one
-        heads, reduced = self._shared("turn_back", arrays, shapes, _blocks(rows * length), numbers, [angles])
+        heads, reduced = self._shared("turn_back", arrays, shapes, _blocks(rows * length), numbers, kept)
         return heads, reduced
 
-    def attend(self, query: mx.array, key: mx.array, value: mx.array, window: int | None) -> Two:
-        """What `turn` gave -> the attention's output (T, queries * size), causal and within the window, if any; and the
-        logarithm to base 2 of each query's sum of weights (rows, queries, length) in float32, for `attend_back`.
+    def attend(self, query: mx.array, key: mx.array, value: mx.array, spans: mx.array, window: int | None) -> Two:
+        """What `turn` gave for one row of T tokens -> the attention's output (T, queries * size), causal, within
+        examples and within the window, if any; and the logarithm to base 2 of each query's sum of weights (queries, T)
+        in float32, for `attend_back`.
+
+        Args:
+            spans: as in Ready.
         """
-        rows, _, length, size = query.shape
-        shapes = [(rows * length, self.queries * size), (rows, self.queries, length)]
-        threads = _blocks_of_a_head(rows, length) * self.queries * _ATTENTION_THREADS
-        arrays = [query, key, value]
-        numbers = [length, self.queries, self.keys, min(window or length, length), self.scale]
+        _, _, tokens, size = query.shape
+        shapes = [(tokens, self.queries * size), (self.queries, tokens)]
+        threads = _blocks_of_a_head(tokens) * self.queries * _ATTENTION_THREADS
+        arrays = [query, key, value, spans]
+        numbers = [tokens, self.queries, self.keys, min(window or tokens, tokens), self.scale]
         dtypes = [self.dtype, mx.float32]
         name = f"attend_{size}"
-        mixed, sums = self._run(name, arrays, shapes, threads, numbers, dtypes, block=_ATTENTION_THREADS)
+        mixed, sums = self._run(name, arrays, shapes, threads, numbers, dtypes, [spans], _ATTENTION_THREADS)
         return mixed, sums
 
     def attend_back(
@@ -119,25 +124,26 @@ class LayerKernels(Kernels):
         value: mx.array,
         mixed: mx.array,
         sums: mx.array,
+        spans: mx.array,
         window: int | None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """The gradient of `attend`'s output, what went in and what came out -> gradients of query, and of key and value
-        in parts to be added up: (rows, keys * parts, length, size).
+        in parts to be added up: (1, keys * parts, T, size).
         """
-        rows, _, length, size = query.shape
-        parts, whole = parts_of(rows, length, self.queries, self.keys), [rows, length, self.queries]
-        threads = rows * length * self.queries * size // 8
+        _, _, tokens, size = query.shape
+        parts, whole = parts_of(tokens, self.queries, self.keys), [tokens, self.queries]
+        threads = tokens * self.queries * size // 8
         name, dtypes, block = f"attend_means_{size}", [mx.float32], _ATTENTION_THREADS
         means = self._run(name, [mixed, gradient], [sums.shape], threads, whole, dtypes, block=block)[0]
-        others = (rows, self.keys * parts, length, size)
-        blocks = _blocks_of_a_head(rows, length) * (self.queries + 2 * self.keys * parts)
+        others = (1, self.keys * parts, tokens, size)
+        blocks = _blocks_of_a_head(tokens) * (self.queries + 2 * self.keys * parts)
         d_query, d_key, d_value = self._run(
             f"attend_back_{size}",
-            [query, key, value, means, sums, gradient],
+            [query, key, value, spans, means, sums, gradient],
             [query.shape, others, others],
             blocks * _ATTENTION_THREADS,
-            [*whole, self.keys, parts, min(window or length, length), self.scale],
-            kept=[means, sums],
+            [*whole, self.keys, parts, min(window or tokens, tokens), self.scale],
+            kept=[spans, means, sums],
             block=_ATTENTION_THREADS,
         )
         return d_query, d_key, d_value
@@ -202,19 +208,30 @@ class LayerKernels(Kernels):
         return self._run(name, arrays, shapes, blocks * _THREADS, numbers, kept=kept, block=_THREADS)
 
 
-def parts_of(rows: int, length: int, queries: int, keys: int) -> int:
+def parts_of(tokens: int, queries: int, keys: int) -> int:
     """In how many parts `attend_back` gives the gradients of a key's and a value's head: as few as keep a GPU busy.
 
     Args:
         queries, keys: numbers of heads.
     """
-    repeats, blocks = queries // keys, _blocks_of_a_head(rows, length) * keys
+    repeats, blocks = queries // keys, _blocks_of_a_head(tokens) * keys
     enough = (one for one in range(1, repeats) if repeats % one == 0 and blocks * one >= _ENOUGH_BLOCKS)
     return next(enough, repeats)
 
 
-def _blocks_of_a_head(rows: int, length: int) -> int:
-    return rows * -(-length // _OWN)
+def spans_of(rows: int, length: int) -> mx.array:
+    """Of examples that lie one after another and are as long as each other, as Ready has them: (2, rows * length)."""
+    return _spans(rows, length)
+
+
+@cache
+def _spans(rows: int, length: int) -> mx.array:
+    firsts = np.repeat(np.arange(rows, dtype=np.int32) * length, length)
+    return mx.array(np.stack([firsts, firsts + length]))
+
+
+def _blocks_of_a_head(tokens: int) -> int:
+    return -(-tokens // _OWN)
 
 
 def _blocks(tokens: int) -> int:
@@ -235,14 +252,24 @@ def layer_kernels(attention: Any, size: int, widths: Sequence[int], dtype: mx.Dt
 
     Warns where there is one and the kernels cannot be compiled.
     """
-    rope, name, general = attention.rope, type_name(dtype), kernels_for(dtype, widths)
-    if general is None or rope.traditional or rope.dims != size or size % 8:
-        return None
-    binaries = compiled(layer_names(name, size), name)
-    if binaries is None:
+    name, rope = type_name(dtype), attention.rope
+    general = kernels_for(dtype, widths) if _turns(rope, size) else None
+    binaries = None if general is None else compiled(layer_names(name, size), name)
+    if general is None or binaries is None:
         return None
     heads, keys, scale = attention.n_heads, attention.n_kv_heads, float(attention.scale)
     return LayerKernels(dtype, {**general.binaries, **binaries}, heads, keys, size, turns_of(rope), scale)
+
+
+def will_attend(attention: Any, size: int, widths: Sequence[int], dtype: mx.Dtype) -> bool:
+    """Whether `layer_kernels` will have some that attend, unless their compilation fails, for which it would wait."""
+    fits = usable(dtype) and not any(width % 8 for width in widths) and _turns(attention.rope, size)
+    return fits and size in SIZES and type_name(dtype) in PRODUCTS and attends()
+
+
+def _turns(rope: nn.Module, size: int) -> bool:
+    """Whether `turn` turns heads of a size like this."""
+    return not rope.traditional and rope.dims == size and size % 8 == 0
 
 
 def turns_of(rope: nn.Module) -> NDArray[np.float64]:

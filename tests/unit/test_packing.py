@@ -1,0 +1,150 @@
+"""Batches of examples one after another: about equal numbers of tokens, few shapes, and every example once an epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+from train_params import train_params
+from train_runs import examples
+
+from sqlora.train.batching import Packed, Sizes
+from sqlora.train.buckets import Planned
+from sqlora.train.inputs import token_fetcher
+from sqlora.train.loss import make_batch
+from sqlora.train.packing import even_batches, level, packed_validation, tokens_of
+
+
+def wikisql(count: int = 1000) -> list[int]:
+    """About as WikiSQL's lengths are: mean 95, 95% under 131, the longest at 221."""
+    return np.clip(np.random.default_rng(0).gamma(20, 4.75, count), 40, 221).astype(int).tolist()
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, 4), (103, 4), (3, 4), (1, 1), (65, 16), (64, 16), (7, 1)])
+def test_every_epoch_holds_each_example_once_the_tail_included(count: int, size: int) -> None:
+    lengths = [(7 * i) % 50 + 10 for i in range(count)]
+    for epoch in range(3):
+        batches = even_batches(lengths, size, 1, epoch)
+        assert len(batches) == -(-count // size)
+        assert sorted(index for batch in batches for index in batch) == list(range(count))
+        assert sorted(map(len, batches))[1:] == [size] * (len(batches) - 1)
+
+
+def test_an_epochs_batches_depend_on_seed_and_epoch_alone() -> None:
+    lengths = wikisql(100)
+    assert even_batches(lengths, 4, 5, 1) == even_batches(lengths, 4, 5, 1)
+    others = [even_batches(lengths, 4, seed, epoch) for seed, epoch in ((5, 0), (5, 1), (6, 0))]
+    for one, other in itertools.combinations(others, 2):
+        together, apart = ({frozenset(batch) for batch in batches} for batches in (one, other))
+        assert len(together & apart) < 3
+
+
+@pytest.mark.parametrize("size", [4, 16, 32])
+def test_batches_have_about_as_many_tokens(size: int) -> None:
+    lengths = wikisql()
+    sums = [sum(lengths[row] for row in batch) for batch in even_batches(lengths, size, 1, 0) if len(batch) == size]
+    drawn = np.random.default_rng(1).permutation(lengths)[: 1000 // size * size].reshape(-1, size).sum(axis=1)
+    assert np.std(sums) < np.std(drawn) / 2
+
+
+def test_shares_are_level() -> None:
+    lengths = [9, 1, 5, 5, 4, 3, 3]
+    assert [sum(lengths[row] for row in share) for share in level(range(7), lengths, 3)] == [10, 9, 11]
+    assert level([2, 3], lengths, 3) == [[2], [3], []]
+    assert level([], lengths, 2) == [[], []]
+
+
+@pytest.mark.parametrize(("tokens", "filled"), [(1, 1), (99, 99), (201, 202), (399, 400), (801, 808), (3001, 3008)])
+def test_a_batch_is_filled_up_by_less_than_a_hundredth(tokens: int, filled: int) -> None:
+    assert tokens_of([0, 1], [tokens - 1, 1]) == filled
+    assert filled - tokens < max(1, tokens / 100)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4, 7])
+@pytest.mark.parametrize(("size", "accumulation"), [(1, 1), (4, 1), (16, 1), (32, 1), (4, 3), (3, 4)])
+def test_few_shapes_little_filling_and_every_row_on_one_rank(size: int, accumulation: int, ranks: int) -> None:
+    lengths = wikisql()
+    counts = [length // 3 for length in lengths]
+    params = dataclasses.replace(train_params(batch_size=size, iterations=300), gradient_accumulation=accumulation)
+    packed = Packed(Sizes(lengths, counts), params, ranks)
+    alone = Packed(Sizes(lengths, counts), params, 1)
+    shapes: dict[int, set[int]] = {}
+    real = filled = 0
+    for step in range(300):
+        shares = [packed.share(step, rank) for rank in range(ranks)]
+        rows = [row for share in shares for planned in share for row in planned.chosen]
+        assert sorted(rows) == sorted(packed.examples(step)) == sorted(alone.examples(step))
+        for planned in itertools.chain(*shares):
+            assert (planned.rows, planned.packed) == (1, True)
+            tokens, counted = (sum(values[row] for row in planned.chosen) for values in (lengths, counts))
+            assert tokens <= planned.length
+            assert counted <= planned.counted
+            shapes.setdefault(planned.length, set()).add(planned.counted)
+            real, filled = real + tokens, filled + planned.length
+        if len(rows) >= ranks and len(rows) == size * accumulation:
+            sums = [sum(planned.length for planned in share) for share in shares]
+            longest = max(lengths[row] for row in rows)
+            assert max(sums) == sums[0] <= min(sums) + longest * 1.1
+            most = -(-len(rows) // ranks)
+            assert max(len(share) for share in shares) <= -(-most // size), "as few batches as rows allow"
+    assert len(shapes) <= 12
+    assert all(len(counted) == 1 for counted in shapes.values()), "one graph a length"
+    assert 1 - real / filled < 0.045
+
+
+def test_a_run_that_goes_on_behind_what_was_looked_at_takes_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sqlora.train.batching._LOOKED_AT", 1)
+    lengths = [*[50] * 40, 300]
+    packed = Packed(Sizes(lengths, lengths), train_params(batch_size=4, iterations=50), 1)
+    for step in range(50):
+        (planned,) = packed.share(step, 0)
+        assert planned.length >= sum(lengths[row] for row in planned.chosen) <= planned.counted
+
+
+@pytest.mark.parametrize("kind", ["completion", "all"])
+def test_examples_lie_one_after_another(kind: str) -> None:
+    rows = examples(4)
+    sizes = [len(row.tokens) - 1 for row in rows]
+    assert sizes == [9, 10, 11, 12]
+    batch = make_batch(rows, Planned([2, 0, 3], 35, 1, 40, packed=True), token_fetcher(rows), kind)
+    assert batch.inputs.shape == (1, 35)
+    expected = [*rows[2].tokens[:-1], *rows[0].tokens[:-1], *rows[3].tokens[:-1], 0, 0, 0]
+    assert batch.inputs[0].tolist() == expected
+    assert batch.spans is not None
+    assert batch.spans.tolist() == [
+        [0] * 11 + [11] * 9 + [20] * 12 + [32, 33, 34],
+        [11] * 11 + [20] * 9 + [32] * 12 + [33, 34, 35],
+    ]
+    starts = {2: 0, 0: 11, 3: 20}
+    places = [
+        (starts[index] + place, rows[index].tokens[place + 1], float(place >= rows[index].prompt_tokens - 1))
+        for index in (2, 0, 3)
+        for place in range(rows[index].prompt_tokens - 1 if kind == "completion" else 0, sizes[index])
+    ]
+    assert batch.counted == len(places)
+    found = zip(batch.positions.tolist(), batch.targets.tolist(), batch.answers.tolist(), strict=True)
+    assert list(found) == [*places, *[(0, 0, 0.0)] * (40 - len(places))]
+    assert batch.real_tokens == 9 + 11 + 12 + 3
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 60])
+def test_validation_takes_each_example_once_in_one_shape(ranks: int) -> None:
+    lengths = [(37 * i) % 90 + 10 for i in range(50)]
+    seen = []
+    for rank in range(ranks):
+        batches = packed_validation(lengths, 4, rank, ranks)
+        seen += [index for batch in batches for index in batch.chosen]
+        assert len({(batch.rows, batch.length, batch.counted, batch.packed) for batch in batches}) <= 1
+        for batch in batches:
+            tokens = sum(lengths[index] for index in batch.chosen)
+            assert tokens <= batch.counted <= batch.length <= 1.1 * max(1024, 4 * 55)
+        if ranks == 1:
+            assert [len(batches), sum(batch.length for batch in batches)] == [3, pytest.approx(sum(lengths), rel=0.02)]
+    assert sorted(seen) == list(range(50))
+
+
+def test_a_large_batch_is_validated_in_large_ones() -> None:
+    lengths = [50] * 90
+    assert [len(batch.chosen) for batch in packed_validation(lengths, 30)] == [30, 30, 30]
