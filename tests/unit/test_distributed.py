@@ -89,7 +89,8 @@ def test_a_rank_on_a_machine_of_its_own_knows_what_it_will_use() -> None:
             shares = [planned.chosen for step in range(5) for planned in batching.share(step, rank)]
             assert found == sorted({row for share in shares for row in share})
             assert len(found) < len(every) < 40
-        assert used(batching, 20, 40) == list(range(40)), "more than an epoch"
+        assert batching.epoch == 7
+        assert used(batching, 7, 40) == used(batching, 20, 40) == used(batching, 20, 40, [0, 1]) == list(range(40))
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -95,7 +95,7 @@ def test_few_shapes_little_filling_and_every_row_on_one_rank(size: int, accumula
 
 
 def test_a_run_that_goes_on_behind_what_was_looked_at_takes_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sqlora.train.batching._LOOKED_AT", 1)
+    monkeypatch.setattr("sqlora.train.batching._BATCHES_LOOKED_AT", 1)
     lengths = [*[50] * 40, 300]
     packed = Packed(Sizes(lengths, lengths), train_params(batch_size=4, iterations=50), 1)
     for step in range(50):

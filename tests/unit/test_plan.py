@@ -21,6 +21,7 @@ from mlx_lm.models import llama
 from train_params import train_params
 
 from sqlora.errors import SqloraError
+from sqlora.params.convert import ConvertParams
 from sqlora.params.lora import LoraParams
 from sqlora.params.train import MOST_BATCHES
 from sqlora.plan import check, machine, memory, prediction
@@ -29,6 +30,7 @@ from sqlora.plan.command import run
 from sqlora.plan.cost import measure, seconds
 from sqlora.plan.machine import Machine, available_memory, outside_memory, this_machine
 from sqlora.plan.memory import adapter_size, predict
+from sqlora.plan.options import options
 from sqlora.plan.prediction import ROOM, ROOM_AT_LEAST
 from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
@@ -371,6 +373,55 @@ def test_attention_kernels_have_no_weights_in_memory(monkeypatch: pytest.MonkeyP
     filled = memory._places(shape, dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj")))
     small = dataclasses.replace(lora, rank=5, targets=("q_proj", "v_proj"))
     assert filled == 4 * (16 * 16 * (4096 + 6144) + adapter_size(shape, small)), "rows of two of rank 5, and of zeros"
+
+
+def test_examples_one_after_another_take_memory_by_their_tokens() -> None:
+    """However long a row is: no attention's weights, and no mask."""
+    shape, lora = known_shape("mistral-7b").converted("bfloat16", None, 64), dataclasses.replace(LORA, layers=16)
+
+    def taken(tokens: int, *, packed: bool = True) -> list[int]:
+        load = Load(1, tokens, 1, packed)
+        kept = memory._kept(shape, lora, load, "cuda", tokens)
+        return [
+            *kept,
+            memory._attention_back(shape, lora, load, "cuda", tokens),
+            memory._mlp_back(shape, lora, load, "cuda", tokens),
+        ]
+
+    for one, other in zip(taken(4096), taken(8192), strict=True):
+        assert other == 2 * one
+    assert taken(400)[2] == taken(400, packed=False)[2], "as one row of an example"
+    assert taken(600)[2] > taken(600, packed=False)[2], "of which MLX's attention keeps less"
+    assert memory._mask(shape, Load(1, 400, 1, packed=True)) == 0
+
+
+def test_a_cuda_run_is_planned_as_it_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, bool]] = []
+    plain = work_of
+    for module in ("check", "options"):
+        monkeypatch.setattr(
+            f"sqlora.plan.{module}.work_of",
+            lambda *given, module=module, **named: (seen.append((module, named["packed"])), plain(*given, **named))[1],
+        )
+    sizes = assumed_sizes(60)
+    shape = known_shape("mistral-7b")
+    for device, packed in (("cuda", True), ("metal", False)):
+        give(monkeypatch, 1000, device)
+        seen.clear()
+        expect(mistral(), encoded(8), encoded(2), LORA, TRAIN)
+        machine = Machine(device, 10**12, "a machine")
+        options(shape, ConvertParams("bfloat16", None, 64), LORA, TRAIN, (sizes, sizes[:9]), machine, None, 0, 1e12)
+        assert set(seen) == {("check", packed), ("options", packed)}
+
+
+def test_fewer_tokens_in_the_largest_batch_take_less_memory() -> None:
+    shape, sizes = known_shape("mistral-7b").converted("bfloat16", None, 64), assumed_sizes(1000)
+    lora, params = dataclasses.replace(LORA, layers=16), dataclasses.replace(TRAIN, batch_size=32, iterations=100)
+    packed, padded = (
+        predict(shape, lora, params, work_of(sizes, sizes[:100], params, compiled=True, packed=one), device="cuda")
+        for one in (True, False)
+    )
+    assert packed.peak < 0.75 * padded.peak
 
 
 def test_validation_batches_of_a_length_have_one_shape_on_a_gpu() -> None:

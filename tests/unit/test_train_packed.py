@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from sqlora.mlx import mx
 
 import cuda_on_cpu
 import pytest
@@ -20,8 +23,9 @@ from sqlora.plan import memory
 from sqlora.plan.shape import shape_of
 from sqlora.train import run as run_module
 from sqlora.train.cuda import kernels, layers
+from sqlora.train.feed import Ready
 from sqlora.train.fused import packs
-from sqlora.train.upper import layers_ahead
+from sqlora.train.gradients import Written
 
 ONE_LAYER = dataclasses.replace(LORA, layers=1)
 
@@ -58,13 +62,22 @@ def test_a_packed_run_learns_what_a_padded_one_does(
 ) -> None:
     settings: dict[str, Any] = {"lora": ONE_LAYER, "batch_size": 6, "iterations": 2, "report_every": 1}
     found = []
+    rows: list[set[int]] = []
+    gradients = Written.gradients
+
+    def noted(self: Written, vector: mx.array, batch: Ready) -> Any:
+        rows[-1].add(len(batch.inputs))
+        return gradients(self, vector, batch)
+
+    monkeypatch.setattr(Written, "gradients", noted)
     for packed in (True, False):  # all examples are in each step, so both have the same ones
+        rows.append(set())
         with monkeypatch.context() as patch:
             if not packed:
                 patch.setattr(run_module, "packs", lambda *_: False)
             found.append(run(wide_folder, **settings))
-        assert ("attend_back_64" in on_cuda) == ("attend_64" in on_cuda)
         fresh_start(tmp_path)
+    assert rows == [{1}, {6}]
     assert "attend_back_64" in on_cuda
     for one, other in zip(found[0].reports, found[1].reports, strict=True):
         for name in ("train_loss", "valid_loss_completion", "valid_loss_all"):
@@ -90,7 +103,11 @@ def test_a_packed_run_that_was_asked_to_end_goes_on_to_the_same_bits(
 
 
 def test_without_kernels_that_attend_a_run_is_padded_after_all(
-    wide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cuda: list[str]
+    wide_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    on_cuda: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def some(names: tuple[str, ...], _: str) -> Mapping[str, bytes]:
         return {name: b"" for name in names if not name.startswith("attend")}
@@ -102,6 +119,8 @@ def test_without_kernels_that_attend_a_run_is_padded_after_all(
         run_module, "_train", lambda *given, packed: (tried.append(packed), plain(*given, packed=packed))[1]
     )
     found = run(wide_folder, lora=ONE_LAYER, batch_size=2, iterations=1)
+    assert (found.computed, found.reused) == (4, 0)
+    assert "padded instead" in capsys.readouterr().err
     assert tried == [True, False]
     assert not any(name.startswith("attend") for name in on_cuda)
     fresh_start(tmp_path)
@@ -110,7 +129,7 @@ def test_without_kernels_that_attend_a_run_is_padded_after_all(
 
 
 def test_what_is_packed_and_planned_to_be(
-    wide_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch, on_cuda: list[str]
+    wide_folder: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cuda: list[str]
 ) -> None:
     def found(folder: Path = wide_folder, longest: int = 512, **changes: Any) -> bool:
         lora: LoraParams = dataclasses.replace(LORA, **changes)
@@ -124,6 +143,12 @@ def test_what_is_packed_and_planned_to_be(
     assert not found(longest=513)
     assert not found(dropout=0.1)
     assert not found(adapter="dora")
+    changed = tmp_path / "changed"
+    for changes in ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, {"rope_traditional": True}):
+        shutil.copytree(wide_folder, changed, dirs_exist_ok=True)
+        config = json.loads((wide_folder / "config.json").read_text())
+        (changed / "config.json").write_text(json.dumps(config | changes))
+        assert not found(changed)
     assert not found(model_folder), "a float32, and heads of 16"
     for module in (layers, memory):
         with monkeypatch.context() as patch:
@@ -136,9 +161,3 @@ def test_what_is_packed_and_planned_to_be(
     config = json.loads((wide_folder / "config.json").read_text())
     for device in ("metal", "cpu"):
         assert not memory.packs(shape_of(config), LORA, device, 100)
-
-
-@pytest.mark.parametrize(("trained", "ahead"), [(1, 1), (4, 1), (8, 1), (12, 2), (16, 3), (20, 4), (32, 4)])
-def test_a_gpu_with_room_for_many_layers_reads_some_ahead(trained: int, ahead: int) -> None:
-    assert layers_ahead(trained, cuda=True) == ahead
-    assert layers_ahead(trained, cuda=False) == 1

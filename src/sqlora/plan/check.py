@@ -39,7 +39,7 @@ def expect(
     if machine.device == "cpu":  # whose memory the ranks of this machine share
         machine = dataclasses.replace(machine, memory=machine.memory // len(group.disk))
     longest = max(size.length for part in sizes for size in part)
-    packed = packs(shape, lora, machine.device, longest)
+    packed = all(group.each(packs(shape, lora, machine.device, longest)))
     work = work_of(*sizes, params, ranks=group.size, compiled=machine.device != "cpu", packed=packed)
     prediction = predict(shape, lora, params, work, device=machine.device, outside=outside)
     if not params.force and prediction.peak > machine.memory:

@@ -27,7 +27,7 @@ from sqlora.train.cuda.compiler import SIZES, attends
 from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
-from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS, layers_ahead
+from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 from sqlora.train.validation import KEPT_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
@@ -58,7 +58,7 @@ def predict(
         validation["inputs of the validation"] = checked
     phases = {"training": always | training, "validation": always | validation}
     if frozen:
-        phases["frozen layers"] = _frozen_pass(shape, work, device, lora.layers)
+        phases["frozen layers"] = _frozen_pass(shape, work, device)
     mapped = work.state_tokens * token if frozen else 0
     # Inputs are gathered and then packed; while a validation does so, the next steps' lie there packed.
     host = {"training": mapped + 2 * transferred, "validation": mapped + transferred + 2 * checked}
@@ -121,14 +121,15 @@ def _written(shape: Shape, lora: LoraParams) -> bool:
 def _own_attention(shape: Shape, lora: LoraParams, load: Load, device: str) -> bool:
     """Whether attention is one of the CUDA kernels of sqlora.train.cuda, which has no weights in memory.
 
-    Where NVRTC fails it is not, after a warning, and takes the memory of its weights.
+    Where NVRTC fails it is not, after a warning; the run then takes more than is predicted.
     """
     return (load.packed or load.length <= PLAIN_ATTENTION) and _attention_kernels(shape, lora, device)
 
 
 def _attention_kernels(shape: Shape, lora: LoraParams, device: str) -> bool:
-    kinds = shape.itemsize == 2 and shape.queries // shape.heads in SIZES
-    return kinds and _fused(shape, lora, device) and attends()
+    kinds = shape.itemsize == 2 and shape.turned and shape.queries // shape.heads in SIZES
+    fits = kinds and not shape.hidden % 8 and not shape.inner % 8
+    return fits and _fused(shape, lora, device) and attends()
 
 
 def packs(shape: Shape, lora: LoraParams, device: str, longest: int) -> bool:
@@ -316,8 +317,8 @@ def _validation(shape: Shape, lora: LoraParams, load: Load, device: str) -> Arra
     }
 
 
-def _frozen_pass(shape: Shape, work: Work, device: str, trained: int) -> Arrays:
-    """The first wave: states of all its batches, weights of this layer and of those read ahead, a batch at work."""
+def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
+    """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
     states, left, busy, plain = 0, WAVE_TOKENS, 0, 0
     for length, count in work.states:
         rows = max(1, BATCH_TOKENS // length)
@@ -336,6 +337,6 @@ def _frozen_pass(shape: Shape, work: Work, device: str, trained: int) -> Arrays:
             break
     return {
         "states": states * shape.hidden * shape.itemsize,
-        "weights of some layers": (1 + layers_ahead(trained, cuda=device == "cuda")) * shape.layer_bytes,
+        "weights of two layers": 2 * shape.layer_bytes,
         "the batch at work": busy * shape.itemsize + plain,
     }

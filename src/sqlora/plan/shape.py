@@ -10,6 +10,7 @@ from sqlora.count import projection_shapes
 from sqlora.errors import SqloraError
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_TURNED = ("default", "linear", "llama3")  # kinds of rotations that mlx-lm makes an nn.RoPE or a Llama3RoPE
 
 # config.json of models that profiles name, so that a run can be planned before its model is downloaded.
 KNOWN: dict[str, dict[str, Any]] = {
@@ -53,7 +54,8 @@ class Shape:
     queries, keys: width of all query heads and of all key heads together; inner: of the MLP; tied: whether the
     embedding is the output matrix; itemsize: bytes of a computed number; bits: of a quantized weight, None where
     weights are plain; group_size: weights that share a scale and a bias.
-    written: whether the engine's written-out layers take it (sqlora.train.layer.supports): no bias vectors.
+    written: whether the engine's written-out layers take it (sqlora.train.layer.supports): no bias vectors; turned:
+    whether the CUDA kernels know its rotation (sqlora.train.cuda.layers).
     """
 
     layers: int
@@ -68,6 +70,7 @@ class Shape:
     bits: int | None
     group_size: int
     written: bool
+    turned: bool
     projections: Mapping[str, tuple[int, int]]
 
     def matrix_bytes(self, rows: int, columns: int) -> int:
@@ -128,8 +131,14 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
         bits=quantization.get("bits"),
         group_size=quantization.get("group_size", 64),
         written=not (config.get("attention_bias") or config.get("mlp_bias")),
+        turned=not config.get("rope_traditional") and _kind_of(config.get("rope_scaling")) in _TURNED,
         projections=projections,
     )
+
+
+def _kind_of(scaling: Mapping[str, Any] | None) -> str:
+    """A rotation's, as mlx-lm reads it."""
+    return str((scaling or {}).get("type") or (scaling or {}).get("rope_type", "default"))
 
 
 def known_shape(name: str) -> Shape:

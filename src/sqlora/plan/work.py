@@ -20,7 +20,7 @@ from sqlora.train.buckets import (
 )
 from sqlora.train.packing import packed_validation
 
-_MOST_STEPS = 20_000  # of a longer run the rest has the same kinds of batches
+_MOST_BATCHES, _MOST_EXAMPLES = 20_000, 400_000  # of a longer run the rest has the same kinds of batches
 
 # Assumed where there is no dataset: tokens of a WikiSQL example that go into the model and of its answer, at these
 # shares of the examples. Measured on the 1,000 training examples of the seeded split in Mistral's tokens; the demo's
@@ -110,7 +110,8 @@ def work_of(
         valid_buckets = choose_lengths(valid_lengths, VALIDATION_PADDING)
         checked = validation_batches(valid_lengths, valid_buckets, params.batch_size, 0, ranks, few_shapes=compiled)
     loads, tokens, batches, sent = set(), 0, 0, 0
-    taken = min(params.iterations, _MOST_STEPS // params.gradient_accumulation + 1)
+    most = min(_MOST_BATCHES, _MOST_EXAMPLES // params.batch_size)
+    taken = min(params.iterations, most // params.gradient_accumulation + 1)
     for step in range(taken):
         for planned in batching.share(step, 0):
             loads.add(_load(planned))

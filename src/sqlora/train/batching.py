@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 from sqlora.params.train import TrainParams
 from sqlora.tokenizer import Encoded
-from sqlora.train.buckets import MOST_PADDING, Planned, batch_indices, choose_lengths
+from sqlora.train.buckets import MOST_PADDING, Planned, choose_lengths, epoch_batches
 from sqlora.train.division import divide, most_rows, rows_of_step
 from sqlora.train.loss import counted_from, most_counted
 from sqlora.train.packing import MOST_GRAIN, even_batches, level, tokens_of
 
-# What batches are filled up by at most. With less there are more shapes, each of which costs a GPU the time of a step.
-_FILLING = 0.02
-_SMALL = 256  # smaller ones, whose steps are short, by as much as padding adds
-_LOOKED_AT = 20_000  # batches of a run; later ones are of the same kinds
+# The share by which batches are filled up at most. With less there are more shapes, and each costs a GPU a step's time.
+MOST_FILLING = 0.02
+_SMALL = 256  # tokens; smaller batches, whose steps are short, have as much as padding adds
+_BATCHES_LOOKED_AT, _EXAMPLES_LOOKED_AT = 20_000, 200_000  # of a run; later ones are of the same kinds
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,45 @@ class Sizes:
 
 
 class Batching(Protocol):
-    """The batches of a run."""
+    """The batches of a run. epoch: in how many steps every example has been seen."""
+
+    epoch: int
 
     def examples(self, step: int) -> list[int]:
         """Of all ranks in a step, counted from 0; the same however many ranks there are."""
 
-    def share(self, step: int, rank: int) -> list[Planned]:
+    def rows(self, step: int, rank: int) -> list[list[int]]:
         """A rank's batches of a step; none if there are fewer examples than ranks."""
+
+    def share(self, step: int, rank: int) -> list[Planned]:
+        """The same with their shapes."""
 
     @property
     def even_tokens(self) -> float:
         """What a rank's step would have if all examples were as long as they are on average."""
+
+
+class _Drawn:
+    """What steps have, before ranks share it.
+
+    Args:
+        draw: the batches of an epoch.
+    """
+
+    def __init__(self, count: int, params: TrainParams, draw: Callable[[int], list[list[int]]]) -> None:
+        self._batches, self._together, self._draw = -(-count // params.batch_size), params.gradient_accumulation, draw
+        self._epochs: dict[int, list[list[int]]] = {}
+        self.epoch = -(-self._batches // self._together)
+
+    def parts(self, step: int) -> list[list[int]]:
+        """The batches that a step adds up."""
+        return [self._batch(number) for number in range(step * self._together, (step + 1) * self._together)]
+
+    def _batch(self, number: int) -> list[int]:
+        epoch, place = divmod(number, self._batches)
+        if epoch not in self._epochs:  # two are kept, for steps between them
+            self._epochs = dict([*list(self._epochs.items())[-1:], (epoch, self._draw(epoch))])
+        return self._epochs[epoch][place]
 
 
 class Padded:
@@ -55,24 +83,30 @@ class Padded:
     ) -> None:
         self._sizes, self._buckets, self._params, self._ranks = sizes, buckets, params, ranks
         self._few_shapes = few_shapes
+        size, seed = params.batch_size, params.seed
+        self._drawn = _Drawn(
+            len(sizes.lengths), params, lambda epoch: epoch_batches(sizes.lengths, buckets, size, seed, epoch)
+        )
+        self.epoch = self._drawn.epoch
 
     def examples(self, step: int) -> list[int]:
         """See Batching."""
-        return [index for part in self._parts(step) for index in part]
+        return [index for part in self._drawn.parts(step) for index in part]
+
+    def rows(self, step: int, rank: int) -> list[list[int]]:
+        """See Batching."""
+        return [chosen for chosen, _ in self._divided(step, rank)]
 
     def share(self, step: int, rank: int) -> list[Planned]:
         """See Batching."""
-        lengths, counts = self._sizes.lengths, self._sizes.counts
         return [
             Planned(
                 chosen,
                 length,
                 self._rows if self._few_shapes else len(chosen),
-                self._counted[length] if self._few_shapes else sum(counts[index] for index in chosen),
+                self._counted[length] if self._few_shapes else sum(self._sizes.counts[index] for index in chosen),
             )
-            for chosen, length in divide(
-                self._parts(step), lengths, self._buckets, self._params.batch_size, rank, self._ranks
-            )
+            for chosen, length in self._divided(step, rank)
         ]
 
     @property
@@ -81,10 +115,9 @@ class Padded:
         size, count = self._params.batch_size, self._params.gradient_accumulation
         return rows_of_step(size, count, self._ranks, filled=self._few_shapes) * _mean(self._sizes.lengths)
 
-    def _parts(self, step: int) -> list[list[int]]:
-        lengths, params = self._sizes.lengths, self._params
-        numbers = range(step * params.gradient_accumulation, (step + 1) * params.gradient_accumulation)
-        return [batch_indices(one, lengths, self._buckets, params.batch_size, params.seed) for one in numbers]
+    def _divided(self, step: int, rank: int) -> list[tuple[list[int], int]]:
+        size = self._params.batch_size
+        return divide(self._drawn.parts(step), self._sizes.lengths, self._buckets, size, rank, self._ranks)
 
     @cached_property
     def _rows(self) -> int:
@@ -103,15 +136,21 @@ class Packed:
 
     def __init__(self, sizes: Sizes, params: TrainParams, ranks: int) -> None:
         self._sizes, self._params, self._ranks = sizes, params, ranks
-        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+        size, seed = params.batch_size, params.seed
+        self._drawn = _Drawn(len(sizes.lengths), params, lambda epoch: even_batches(sizes.lengths, size, seed, epoch))
+        self.epoch = self._drawn.epoch
 
     def examples(self, step: int) -> list[int]:
         """See Batching."""
-        return [index for part in self._parts(step) for index in part]
+        return [index for part in self._drawn.parts(step) for index in part]
+
+    def rows(self, step: int, rank: int) -> list[list[int]]:
+        """See Batching."""
+        return self._shares(step)[rank]
 
     def share(self, step: int, rank: int) -> list[Planned]:
         """See Batching."""
-        return [self._planned(chosen) for chosen in self._shares(step)[rank]]
+        return [self._planned(chosen) for chosen in self.rows(step, rank)]
 
     @property
     def even_tokens(self) -> float:
@@ -119,20 +158,9 @@ class Packed:
         size, count = self._params.batch_size, self._params.gradient_accumulation
         return rows_of_step(size, count, self._ranks, filled=False) * _mean(self._sizes.lengths)
 
-    def _parts(self, step: int) -> list[list[int]]:
-        count = self._params.gradient_accumulation
-        return [self._drawn(number) for number in range(step * count, (step + 1) * count)]
-
-    def _drawn(self, number: int) -> list[int]:
-        lengths, size = self._sizes.lengths, self._params.batch_size
-        epoch, place = divmod(number, -(-len(lengths) // size))
-        if self._epoch[0] != epoch:
-            self._epoch = epoch, even_batches(lengths, size, self._params.seed, epoch)
-        return self._epoch[1][place]
-
     def _shares(self, step: int) -> list[list[list[int]]]:
         """Each rank's batches."""
-        parts = self._parts(step)
+        parts = self._drawn.parts(step)
         if self._ranks == 1:
             return [parts]
         rows = [row for part in parts for row in part]
@@ -155,14 +183,14 @@ class Packed:
     @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
         """In rising order the tokens that batches are filled up to, and the most that count in one of them."""
-        steps = min(self._params.iterations, -(-_LOOKED_AT // self._params.gradient_accumulation))
+        most_steps = min(_BATCHES_LOOKED_AT, -(-_EXAMPLES_LOOKED_AT // self._params.batch_size))
         found = [
             (tokens_of(chosen, self._sizes.lengths), sum(self._sizes.counts[row] for row in chosen))
-            for step in range(steps)
+            for step in range(min(self._params.iterations, -(-most_steps // self._params.gradient_accumulation)))
             for share in self._shares(step)
             for chosen in share
         ]
-        filling = _FILLING if sum(tokens for tokens, _ in found) >= _SMALL * len(found) else MOST_PADDING
+        filling = MOST_FILLING if sum(tokens for tokens, _ in found) >= _SMALL * len(found) else MOST_PADDING
         shapes = choose_lengths([tokens for tokens, _ in found], filling)
         most = dict.fromkeys(shapes, 0)
         for tokens, counted in found:
@@ -201,12 +229,13 @@ def used(batching: Batching, steps: int, count: int, ranks: Sequence[int] | None
         count: of all examples.
         ranks: those that matter; all if they are left out.
     """
+    if ranks is None:
+        if steps >= batching.epoch:
+            return list(range(count))
+        return sorted({row for step in range(steps) for row in batching.examples(step)})
     found: set[int] = set()
     for step in range(steps):
-        if ranks is None:
-            found.update(batching.examples(step))
-        else:
-            found.update(row for rank in ranks for planned in batching.share(step, rank) for row in planned.chosen)
+        found.update(row for rank in ranks for batch in batching.rows(step, rank) for row in batch)
         if len(found) == count:
             break
     return sorted(found)

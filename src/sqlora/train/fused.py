@@ -192,7 +192,7 @@ class FusedLayer:
         """See LayerKernels.turn."""
         assert self._kernels
         assert frame.spans is not None
-        return self._kernels.turn(heads, *frame.shape, frame.spans, adapter)
+        return self._kernels.turn(heads, *frame.shape, frame.spans, adapter, _longest(frame))
 
     def _turn_back(
         self, parts: tuple[mx.array, mx.array, mx.array], frame: Frame, second: mx.array | None = None
@@ -200,7 +200,7 @@ class FusedLayer:
         """See LayerKernels.turn_back."""
         assert self._kernels
         assert frame.spans is not None
-        return self._kernels.turn_back(*parts, frame.spans, second)
+        return self._kernels.turn_back(*parts, frame.spans, second, _longest(frame))
 
     def _turned(self, heads: mx.array, frame: Frame) -> tuple[mx.array, mx.array, mx.array]:
         """(T, heads * size) -> query, key and value for attention, the first two turned by their positions."""
@@ -294,6 +294,11 @@ class Taken:
         if self._kernels:
             return self._kernels.entries_back(whole, self._scales, self._back)
         return whole[self._back].astype(mx.float32) * self._scales
+
+
+def _longest(frame: Frame) -> int | None:
+    """Tokens that an example may have, where several may lie in a row."""
+    return PLAIN_ATTENTION if frame.attends else None
 
 
 def packs(blocks: list[Any], lora: LoraParams, longest: int) -> bool:

@@ -12,7 +12,7 @@ from random import Random
 
 from sqlora.train.buckets import VALIDATION_TOKENS, Planned
 
-_FILLING = 100  # a batch is filled up by less than this part of it, so that there are fewer numbers of tokens
+_PART = 100  # a batch is filled up by less than this part of it, so that there are fewer numbers of tokens
 MOST_GRAIN = 8  # to a multiple of so many at most, which products need that read many bytes at once
 
 
@@ -62,7 +62,7 @@ def level(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[
 def tokens_of(rows: Sequence[int], lengths: Sequence[int]) -> int:
     """Of a batch of these examples, filled up to a multiple of a power of two, by less than a hundredth."""
     tokens = sum(lengths[row] for row in rows)
-    grain = min(MOST_GRAIN, 1 << max(0, (tokens // _FILLING).bit_length() - 1))
+    grain = min(MOST_GRAIN, 1 << max(0, (tokens // _PART).bit_length() - 1))
     return -(-tokens // grain) * grain
 
 

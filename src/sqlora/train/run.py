@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -99,16 +100,33 @@ def train_adapter(
             expected=f"at most {layers}, the number of layers of the base model",
             next_step="Lower lora.layers.",
         )
-    packed = packs(base.layers, lora, max(len(example.tokens) - 1 for example in (*train, *valid)))
+    longest = max(len(example.tokens) - 1 for example in (*train, *valid))
+    # On unlike devices none packs, or the ranks would have other examples in their steps.
+    packed = all(group.each(packs(base.layers, lora, longest)))
     del base
-    try:
-        return _train(model, train, valid, lora, params, report, group, packed=packed)
-    except _NoAttentionError:
-        return _train(model, train, valid, lora, params, report, group, packed=False)
+    given = model, train, valid, lora, params, report, group
+    if packed:
+        try:
+            return _train(*given, packed=True)
+        except _NoAttentionError as error:
+            computed = error.computed
+        # Not in there, where the first try's arrays would still be held.
+        if group.rank == 0:
+            print("batches are padded instead, which takes more memory than was predicted", file=sys.stderr)
+        trained = _train(*given, packed=False)
+        return replace(trained, computed=trained.computed + computed, reused=max(0, trained.reused - computed))
+    return _train(*given, packed=False)
 
 
 class _NoAttentionError(Exception):
-    """The kernels for examples one after another could not be compiled."""
+    """The kernels for examples one after another could not be compiled, on some rank.
+
+    computed: of how many examples the frozen layers' states were computed before that was known.
+    """
+
+    def __init__(self, computed: int) -> None:
+        super().__init__("no attention kernels")
+        self.computed = computed
 
 
 def _train(
@@ -162,7 +180,7 @@ def _train(
             started = perf_counter()
             if not inputs.sound():
                 inputs.settle()
-                del base, upper  # the frozen pass has room for a few layers
+                del base, upper  # the frozen pass has room for two layers
                 inputs = prepare(check_later=False)
                 frozen_peak = peak_memory()
                 upper, _ = _load(load_lazily(model)[0], frozen, group, inputs)
@@ -172,7 +190,7 @@ def _train(
             stepper = Stepper(upper, lora, params, group, compiled=compiles(), fused=has_cuda())
             if packed and not all(group.each(stepper.packs)):
                 inputs.settle()
-                raise _NoAttentionError
+                raise _NoAttentionError(inputs.counts()[0])
             engine = Engine(
                 stepper,
                 Data(train, inputs.fetcher(train), buckets, inputs.token_bytes),

@@ -54,7 +54,7 @@ def fill_together(
     A rank takes a part of what is missing, sorted by length. It then has few lengths; each has one batch that is not
     full, and costs a GPU some time when it is first met. `finish` waits until they are written and hears where the
     others' lie; until then the caller can do other things. What is lacking then, because the disk was not shared after
-    all or shows others' files late, each rank computes by itself, with a few layers beside whatever is in memory.
+    all or shows others' files late, each rank computes by itself, with two layers beside whatever is in memory.
 
     Args:
         wanted: what goes into the model, the same on all ranks of one disk.

@@ -27,7 +27,6 @@ from sqlora.train.states import StateStore, key_of
 # Of one wave through the frozen layers, at least: its states are in memory together.
 WAVE_TOKENS = 131_072
 BATCH_TOKENS = 2_048
-_MOST_AHEAD = 4  # layers, of the frozen pass
 # Of the last wave's states, on CUDA: so many bytes are written while the trained layers are read. They lie in memory
 # beside those; training's own room (sqlora.plan.prediction) is larger.
 _WRITTEN_LATER = 500_000_000
@@ -108,7 +107,7 @@ def fill_store(
 ) -> int:
     """Run the frozen layers over the examples that the store lacks; returns how many these were.
 
-    While a layer computes, the next ones are read: a few layers' weights are in memory at a time (layers_ahead). An
+    Two layers' weights are in memory at a time: the one that computes and the next, which is read meanwhile. An
     example's states depend on its own bucket only, not on what else is computed: all batches of a bucket have one
     shape, so a run that was killed and repeated gets the same bits. On CUDA the last states may be on their way to the
     store's files when this returns (StateStore.add).
@@ -135,11 +134,10 @@ def fill_store(
             states = [embed(model.model.embed_tokens, mx.array(tokens)) for _, tokens in batches]
             mx.eval(states)
             layers, args = model.model.layers, model.args
-            ahead = layers_ahead(len(layers) - frozen, cuda=has_cuda())
             del model
             for index in range(frozen):
                 layer, layers[index] = layers[index], None  # its weights go when the layer is through
-                _read(layer, layers[index + 1 : min(index + 1 + ahead, frozen)])
+                _read(layer, layers[index + 1 : min(index + 2, frozen)])
                 _through(layer, args, states, stop)
                 del layer
                 bar.update(len(wave))
@@ -152,15 +150,6 @@ def fill_store(
             del later
             mx.clear_cache()
     return len(missing)
-
-
-def layers_ahead(trained: int, *, cuda: bool) -> int:
-    """How many layers the frozen pass reads ahead of the one that computes.
-
-    With several GPUs a layer takes longer to read than to compute, and the first one waits for CUDA's libraries: then
-    more are read meanwhile. Training has all `trained` layers in memory, so that a quarter of these is no peak.
-    """
-    return max(1, min(_MOST_AHEAD, trained // 4 - 1)) if cuda else 1
 
 
 def embed(embedding: nn.Module, tokens: mx.array) -> mx.array:

@@ -65,7 +65,13 @@ class LayerKernels(Kernels):
         return inputs, low
 
     def turn(
-        self, heads: mx.array, rows: int, length: int, spans: mx.array, adapter: Two | None = None
+        self,
+        heads: mx.array,
+        rows: int,
+        length: int,
+        spans: mx.array,
+        adapter: Two | None = None,
+        longest: int | None = None,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """(T, (queries + 2 * keys) * size) -> query (rows, queries, length, size), and key and value likewise; the
         first two turned by their positions.
@@ -73,17 +79,24 @@ class LayerKernels(Kernels):
         Args:
             spans: as in Ready; positions are counted from there.
             adapter: low (T, rank) and second (rank, (queries + 2 * keys) * size): low @ second is added before.
+            longest: tokens of an example, at most; the row's length if it is left out.
         """
         low, second, rank = _small(adapter, heads)
         shapes = [(rows, count, length, self.size) for count in (self.queries, self.keys, self.keys)]
         numbers = [rows, length, self.queries, self.keys, self.size, rank]
-        angles = angles_of(self.turns.tobytes(), length)
+        angles = angles_of(self.turns.tobytes(), min(longest or length, length))
         arrays, kept = [heads, angles, spans, low, second], [angles, spans]
         query, key, value = self._shared("turn", arrays, shapes, _blocks(rows * length), numbers, kept)
         return query, key, value
 
     def turn_back(
-        self, query: mx.array, key: mx.array, value: mx.array, spans: mx.array, second: mx.array | None = None
+        self,
+        query: mx.array,
+        key: mx.array,
+        value: mx.array,
+        spans: mx.array,
+        second: mx.array | None = None,
+        longest: int | None = None,
     ) -> tuple[mx.array, mx.array]:
         """Gradients of what `turn` gave -> that of its input, and that @ second.T (T, rank), if there is one.
 
@@ -91,7 +104,7 @@ class LayerKernels(Kernels):
         """
         rows, _, length, _ = query.shape
         width, rank = (self.queries + 2 * self.keys) * self.size, 0 if second is None else len(second)
-        angles = angles_of(self.turns.tobytes(), length)
+        angles = angles_of(self.turns.tobytes(), min(longest or length, length))
         arrays, kept = [query, key, value, angles, spans, query if second is None else second], [angles, spans]
         numbers = [rows, length, self.queries, self.keys, self.size, rank, key.shape[1] // self.keys]
         shapes = [(rows * length, width), (rows * length, rank) if rank else (1,)]  # MLX may not take an empty one
