@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from sqlora.train.cuda import kernels, layers
 from sqlora.train.feed import Ready
 from sqlora.train.fused import packs
 from sqlora.train.gradients import Written
+from sqlora.train.step import Stepper
 
 ONE_LAYER = dataclasses.replace(LORA, layers=1)
 
@@ -91,14 +93,26 @@ def test_a_packed_run_that_was_asked_to_end_goes_on_to_the_same_bits(
     wide_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_cuda: list[str]
 ) -> None:
     settings: dict[str, Any] = {"lora": ONE_LAYER, "batch_size": 2, "iterations": 3, "checkpoint_every": 2}
+    taken: list[int] = []
+    step = Stepper.step
+
+    def counted(self: Stepper, batches: Any, *given: Any) -> Any:
+        taken.append(len(batches))
+        return step(self, batches, *given)
+
+    monkeypatch.setattr(Stepper, "step", counted)
     whole = run(wide_folder, **settings)
+    assert len(taken) == 3
     fresh_start(tmp_path)
-    asked = iter([False] * 4 + [True] * 100)
+    taken.clear()
     with monkeypatch.context() as patch:
-        patch.setattr("sqlora.train.interruption.Watch.__call__", lambda _: next(asked))
+        patch.setattr("sqlora.train.interruption.Watch.__call__", lambda _: len(taken) == 1)
         with pytest.raises(KeyboardInterrupt):
             run(wide_folder, **settings)
-    assert equal(arrays(whole), arrays(run(wide_folder, **settings)))
+    assert len(taken) == 1
+    resumed = run(wide_folder, **settings)
+    assert len(taken) == 3, "it goes on behind the first step"
+    assert equal(arrays(whole), arrays(resumed))
     assert "attend_64" in on_cuda
 
 
@@ -114,14 +128,25 @@ def test_without_kernels_that_attend_a_run_is_padded_after_all(
 
     monkeypatch.setattr(layers, "compiled", some)
     tried: list[bool] = []
-    plain = run_module._train
-    monkeypatch.setattr(
-        run_module, "_train", lambda *given, packed: (tried.append(packed), plain(*given, packed=packed))[1]
-    )
+    models: list[weakref.ref[Any]] = []
+    plain, stepper = run_module._train, run_module.Stepper
+
+    def train(*given: Any, packed: bool) -> Any:
+        tried.append(packed)
+        assert len(tried) != 2 or models[0]() is None, "the first try's weights are gone"
+        return plain(*given, packed=packed)
+
+    def make(upper: Any, *given: Any, **named: Any) -> Any:
+        models.append(weakref.ref(upper))
+        return stepper(upper, *given, **named)
+
+    monkeypatch.setattr(run_module, "_train", train)
+    monkeypatch.setattr(run_module, "Stepper", make)
     found = run(wide_folder, lora=ONE_LAYER, batch_size=2, iterations=1)
     assert (found.computed, found.reused) == (4, 0)
     assert "padded instead" in capsys.readouterr().err
     assert tried == [True, False]
+    assert len(models) == 2
     assert not any(name.startswith("attend") for name in on_cuda)
     fresh_start(tmp_path)
     monkeypatch.setattr(run_module, "packs", lambda *_: False)
@@ -150,12 +175,10 @@ def test_what_is_packed_and_planned_to_be(
         (changed / "config.json").write_text(json.dumps(config | changes))
         assert not found(changed)
     assert not found(model_folder), "a float32, and heads of 16"
-    for module in (layers, memory):
-        with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch:
+        for module in (layers, memory):
             patch.setattr(module, "attends", lambda: False)
-            if module is layers:
-                patch.setattr(memory, "attends", lambda: False)
-                assert not found()
+        assert not found(), "an older device"
     monkeypatch.setattr(layers, "usable", lambda _: False)
     assert not packs(load_lazily(wide_folder)[0].layers, LORA, 100), "no CUDA device"
     config = json.loads((wide_folder / "config.json").read_text())

@@ -15,7 +15,8 @@ from sqlora.train.division import divide, most_rows, rows_of_step
 from sqlora.train.loss import counted_from, most_counted
 from sqlora.train.packing import MOST_GRAIN, even_batches, level, tokens_of
 
-# The share by which batches are filled up at most. With less there are more shapes, and each costs a GPU a step's time.
+# The share by which batches are filled up at most, beyond what tokens_of adds. With less there are more shapes, each of
+# which costs a GPU a step's time.
 MOST_FILLING = 0.02
 _SMALL = 256  # tokens; smaller batches, whose steps are short, have as much as padding adds
 _BATCHES_LOOKED_AT, _EXAMPLES_LOOKED_AT = 20_000, 200_000  # of a run; later ones are of the same kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -110,7 +111,9 @@ def train_adapter(
             return _train(*given, packed=True)
         except _NoAttentionError as error:
             computed = error.computed
-        # Not in there, where the first try's arrays would still be held.
+        # Not in there, where the first try's arrays would still be held; what is compiled refers to itself.
+        gc.collect()
+        mx.clear_cache()
         if group.rank == 0:
             print("batches are padded instead, which takes more memory than was predicted", file=sys.stderr)
         trained = _train(*given, packed=False)
