@@ -20,13 +20,13 @@ MEASURE = """
 import sys, time
 from pathlib import Path
 from sqlora.mlx import BLAS, mx
-import numpy as np
 from mlx_lm.utils import load_model
 from sqlora.params.all import check_params
 from sqlora.text import read_examples
 from sqlora.tokenizer import Tokenizer
-from sqlora.train.buckets import Planned, batch_indices, bucket_of, choose_lengths
+from sqlora.train.batching import batching_of
 from sqlora.train.feed import transfer
+from sqlora.train.inputs import lengths_of, token_fetcher
 from sqlora.train.loss import make_batch
 from sqlora.train.lora import add_lora
 from sqlora.train.step import Stepper
@@ -39,21 +39,13 @@ add_lora(model, params["lora"], 1)
 tokenizer = Tokenizer(Path("artifacts/model"))
 rows = read_examples(Path("artifacts/dataset/train.jsonl"))
 examples = [tokenizer.encode_example(row.prompt, row.completion) for row in rows]
-lengths = [len(e.tokens) - 1 for e in examples]
-buckets = choose_lengths(lengths, batch_size=params["train"].batch_size)
+batching = batching_of(examples, lengths_of(examples, batch_size=params["train"].batch_size), params["train"], 1)
 stepper = Stepper(model, params["lora"], params["train"])
-
-def fetch(chosen, starts, tokens):
-    batch = np.zeros(tokens, dtype=np.int32)
-    for start, index in zip(starts, chosen):
-        batch[start : start + lengths[index]] = examples[index].tokens[:-1]
-    return batch
 
 print(BLAS.name)
 for number in range(int(sys.argv[1]) + 1):
-    chosen = batch_indices(number, lengths, buckets, params["train"].batch_size, 1)
-    length = bucket_of(max(lengths[index] for index in chosen), buckets)
-    batch = make_batch(examples, Planned(chosen, length, len(chosen), 0), fetch, "completion")
+    planned, *_ = batching.share(number, 0)
+    batch = make_batch(examples, planned, token_fetcher(examples), "completion")
     started = time.perf_counter()
     mx.eval(*stepper.step(transfer([batch])), stepper.adapter())
     if number:  # the first one warms up

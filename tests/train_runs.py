@@ -17,6 +17,7 @@ from train_params import train_params
 
 from sqlora.params.lora import LoraParams
 from sqlora.tokenizer import Encoded
+from sqlora.train.batching import Padded, Sizes
 from sqlora.train.buckets import Planned
 from sqlora.train.cuda import kernels, layers
 from sqlora.train.feed import transfer
@@ -60,6 +61,12 @@ def batch_of(rows: Sequence[Encoded], length: int, kind: str, /, **filled: Any) 
     chosen = list(range(len(rows)))
     planned = Planned(chosen, length, len(rows), 0)
     return make_batch(rows, dataclasses.replace(planned, **filled), token_fetcher(rows), kind)
+
+
+def batch_indices(step: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:
+    """The examples of a step of a run with padded batches."""
+    params = train_params(batch_size=batch_size, seed=seed)
+    return Padded(Sizes(lengths, lengths), buckets, params, 1, few_shapes=False).examples(step)
 
 
 def read_rows(store: StateStore, keys: Sequence[str], length: int) -> np.ndarray:

@@ -6,8 +6,9 @@ import itertools
 
 import numpy as np
 import pytest
+from train_runs import batch_indices
 
-from sqlora.train.buckets import batch_indices, bucket_of, choose_lengths, validation_batches
+from sqlora.train.buckets import bucket_of, choose_lengths, validation_batches
 
 
 @pytest.mark.parametrize(("count", "size"), [(100, 4), (103, 4), (3, 4), (1, 1), (65, 16)])

@@ -19,6 +19,7 @@ import pytest
 from contract import ROOT
 from mlx_lm.models import llama
 from train_params import train_params
+from train_runs import batch_indices
 
 from sqlora.errors import SqloraError
 from sqlora.params.convert import ConvertParams
@@ -36,7 +37,7 @@ from sqlora.plan.shape import KNOWN, Shape, known_shape, name_of, shape_of
 from sqlora.plan.work import Load, Size, Work, assumed_sizes, sizes_of, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train import upper
-from sqlora.train.buckets import batch_indices, choose_lengths
+from sqlora.train.buckets import choose_lengths
 from sqlora.train.feed import TRANSFER_BYTES, Ready, transfer
 from sqlora.train.lora import add_lora
 from sqlora.train.loss import Batch

@@ -21,7 +21,20 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from mlx_lm.utils import load_model
-from train_runs import LORA, TRAIN, Arrays, arrays, as_on_cuda, batch_of, equal, examples, fresh_start, mean_loss, run
+from train_runs import (
+    LORA,
+    TRAIN,
+    Arrays,
+    arrays,
+    as_on_cuda,
+    batch_indices,
+    batch_of,
+    equal,
+    examples,
+    fresh_start,
+    mean_loss,
+    run,
+)
 
 from sqlora.count import count_adapter_parameters, count_parameters
 from sqlora.distributed.group import ALONE, Group
@@ -29,7 +42,7 @@ from sqlora.errors import SqloraError
 from sqlora.model import add_adapter, load_base
 from sqlora.train import checkpoint
 from sqlora.train import run as run_module
-from sqlora.train.buckets import Planned, batch_indices, choose_lengths
+from sqlora.train.buckets import Planned, choose_lengths
 from sqlora.train.checkpoint import flatten
 from sqlora.train.engine import Engine
 from sqlora.train.feed import Feed, transfer

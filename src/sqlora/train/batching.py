@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -50,20 +50,36 @@ class Batching(Protocol):
 
 
 class _Drawn:
-    """What steps have, before ranks share it.
+    """What padded and packed batches have in common.
 
     Args:
-        draw: the batches of an epoch.
+        filled: whether batches are filled up with empty rows.
     """
 
-    def __init__(self, count: int, params: TrainParams, draw: Callable[[int], list[list[int]]]) -> None:
-        self._batches, self._together, self._draw = -(-count // params.batch_size), params.gradient_accumulation, draw
+    def __init__(self, sizes: Sizes, params: TrainParams, ranks: int, *, filled: bool) -> None:
+        self._sizes, self._params, self._ranks, self._filled = sizes, params, ranks, filled
+        self._batches = -(-len(sizes.lengths) // params.batch_size)
         self._epochs: dict[int, list[list[int]]] = {}
-        self.epoch = -(-self._batches // self._together)
+        self.epoch = -(-self._batches // params.gradient_accumulation)
 
-    def parts(self, step: int) -> list[list[int]]:
+    def examples(self, step: int) -> list[int]:
+        """See Batching."""
+        return [index for part in self._parts(step) for index in part]
+
+    @property
+    def even_tokens(self) -> float:
+        """See Batching."""
+        size, count, lengths = self._params.batch_size, self._params.gradient_accumulation, self._sizes.lengths
+        return rows_of_step(size, count, self._ranks, filled=self._filled) * sum(lengths) / len(lengths)
+
+    def _draw(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch: a function of its number and the seed, so that a run can resume anywhere."""
+        raise NotImplementedError
+
+    def _parts(self, step: int) -> list[list[int]]:
         """The batches that a step adds up."""
-        return [self._batch(number) for number in range(step * self._together, (step + 1) * self._together)]
+        count = self._params.gradient_accumulation
+        return [self._batch(number) for number in range(step * count, (step + 1) * count)]
 
     def _batch(self, number: int) -> list[int]:
         epoch, place = divmod(number, self._batches)
@@ -72,7 +88,7 @@ class _Drawn:
         return self._epochs[epoch][place]
 
 
-class Padded:
+class Padded(_Drawn):
     """Batches of examples that are padded to a bucket.
 
     Args:
@@ -82,17 +98,8 @@ class Padded:
     def __init__(
         self, sizes: Sizes, buckets: Sequence[int], params: TrainParams, ranks: int, *, few_shapes: bool
     ) -> None:
-        self._sizes, self._buckets, self._params, self._ranks = sizes, buckets, params, ranks
-        self._few_shapes = few_shapes
-        size, seed = params.batch_size, params.seed
-        self._drawn = _Drawn(
-            len(sizes.lengths), params, lambda epoch: epoch_batches(sizes.lengths, buckets, size, seed, epoch)
-        )
-        self.epoch = self._drawn.epoch
-
-    def examples(self, step: int) -> list[int]:
-        """See Batching."""
-        return [index for part in self._drawn.parts(step) for index in part]
+        super().__init__(sizes, params, ranks, filled=few_shapes)
+        self._buckets = buckets
 
     def rows(self, step: int, rank: int) -> list[list[int]]:
         """See Batching."""
@@ -104,21 +111,18 @@ class Padded:
             Planned(
                 chosen,
                 length,
-                self._rows if self._few_shapes else len(chosen),
-                self._counted[length] if self._few_shapes else sum(self._sizes.counts[index] for index in chosen),
+                self._rows if self._filled else len(chosen),
+                self._counted[length] if self._filled else sum(self._sizes.counts[index] for index in chosen),
             )
             for chosen, length in self._divided(step, rank)
         ]
 
-    @property
-    def even_tokens(self) -> float:
-        """See Batching."""
-        size, count = self._params.batch_size, self._params.gradient_accumulation
-        return rows_of_step(size, count, self._ranks, filled=self._few_shapes) * _mean(self._sizes.lengths)
+    def _draw(self, epoch: int) -> list[list[int]]:
+        return epoch_batches(self._sizes.lengths, self._buckets, self._params.batch_size, self._params.seed, epoch)
 
     def _divided(self, step: int, rank: int) -> list[tuple[list[int], int]]:
         size = self._params.batch_size
-        return divide(self._drawn.parts(step), self._sizes.lengths, self._buckets, size, rank, self._ranks)
+        return divide(self._parts(step), self._sizes.lengths, self._buckets, size, rank, self._ranks)
 
     @cached_property
     def _rows(self) -> int:
@@ -129,21 +133,14 @@ class Padded:
         return most_counted(list(zip(self._sizes.lengths, self._sizes.counts, strict=True)), self._buckets, self._rows)
 
 
-class Packed:
+class Packed(_Drawn):
     """Batches of examples one after another, filled up to one of few numbers of tokens.
 
     The ranks share a step's examples so that all have about as many tokens.
     """
 
     def __init__(self, sizes: Sizes, params: TrainParams, ranks: int) -> None:
-        self._sizes, self._params, self._ranks = sizes, params, ranks
-        size, seed = params.batch_size, params.seed
-        self._drawn = _Drawn(len(sizes.lengths), params, lambda epoch: even_batches(sizes.lengths, size, seed, epoch))
-        self.epoch = self._drawn.epoch
-
-    def examples(self, step: int) -> list[int]:
-        """See Batching."""
-        return [index for part in self._drawn.parts(step) for index in part]
+        super().__init__(sizes, params, ranks, filled=False)
 
     def rows(self, step: int, rank: int) -> list[list[int]]:
         """See Batching."""
@@ -153,15 +150,12 @@ class Packed:
         """See Batching."""
         return [self._planned(chosen) for chosen in self.rows(step, rank)]
 
-    @property
-    def even_tokens(self) -> float:
-        """See Batching."""
-        size, count = self._params.batch_size, self._params.gradient_accumulation
-        return rows_of_step(size, count, self._ranks, filled=False) * _mean(self._sizes.lengths)
+    def _draw(self, epoch: int) -> list[list[int]]:
+        return even_batches(self._sizes.lengths, self._params.batch_size, self._params.seed, epoch)
 
     def _shares(self, step: int) -> list[list[list[int]]]:
         """Each rank's batches."""
-        parts = self._drawn.parts(step)
+        parts = self._parts(step)
         if self._ranks == 1:
             return [parts]
         rows = [row for part in parts for row in part]
@@ -240,7 +234,3 @@ def used(batching: Batching, steps: int, count: int, ranks: Sequence[int] | None
         if len(found) == count:
             break
     return sorted(found)
-
-
-def _mean(lengths: Sequence[int]) -> float:
-    return sum(lengths) / len(lengths)

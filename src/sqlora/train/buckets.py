@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from random import Random
 
 import numpy as np
@@ -75,25 +74,17 @@ def bucket_of(length: int, buckets: Sequence[int]) -> int:
     return buckets[bisect_left(buckets, length)]
 
 
-def batch_indices(step: int, lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int) -> list[int]:
-    """The examples of a step: a function of the seed and the step alone, so that a run can resume anywhere.
+def epoch_batches(
+    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int, epoch: int
+) -> list[list[int]]:
+    """The batches of one epoch, in the order of its steps: a function of these numbers, so that a run can resume.
 
     Every epoch is a new permutation that holds each example once; one batch of it may be smaller. A batch is drawn
     within a bucket, but for small ones that hold what was left of one bucket and the beginning of the next.
 
     Args:
-        step: from 0.
         lengths: of each example.
     """
-    batches = -(-len(lengths) // batch_size)
-    epoch, number = divmod(step, batches)
-    return _epoch(tuple(lengths), tuple(buckets), batch_size, seed, epoch)[number]
-
-
-def epoch_batches(
-    lengths: Sequence[int], buckets: Sequence[int], batch_size: int, seed: int, epoch: int
-) -> list[list[int]]:
-    """The batches of one epoch, in the order of its steps; see batch_indices."""
     rng = Random(f"{seed}/{epoch}")
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -125,9 +116,6 @@ def _whole_batches(
         rng.shuffle(part)
         result += part
     return result
-
-
-_epoch = lru_cache(maxsize=2)(epoch_batches)
 
 
 @dataclass(frozen=True)
