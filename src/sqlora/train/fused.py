@@ -307,7 +307,7 @@ def packs(blocks: list[Any], lora: LoraParams, longest: int) -> bool:
     Args:
         longest: tokens of an example.
     """
-    # Longer ones are faster with cuDNN's attention, which knows rows alone.
+    # Longer ones are for MLX's attention (PLAIN_ATTENTION), which knows rows alone.
     if longest > PLAIN_ATTENTION or lora.adapter != "lora" or lora.dropout or not mergeable(blocks):
         return False
     return all(will_attend(*_kind(block)) for block in blocks[-lora.layers :])
