@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable
 from functools import cache
+from typing import Any
 
 from sqlora.mlx import mx
 
@@ -66,22 +67,35 @@ def large_places(arrays: Iterable[mx.array]) -> list[Place]:
 
 
 @cache
-def _driver() -> Ask | None:
+def load_driver() -> Any:
+    """CUDA's driver, as a library of ctypes; None without it."""
     if not has_cuda() or mx.default_device().type != mx.DeviceType.gpu:
         return None
     try:
-        library = ctypes.CDLL("libcuda.so.1")
-        function = library.cuMemPrefetchAsync
-    except (OSError, AttributeError):
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+def use_device(driver: Any) -> None:
+    """Have the calling thread use the device's context that MLX uses, too."""
+    context = ctypes.c_void_p()
+    driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), _DEVICE)
+    driver.cuCtxSetCurrent(context)
+
+
+@cache
+def _driver() -> Ask | None:
+    driver = load_driver()
+    function = getattr(driver, "cuMemPrefetchAsync", None)
+    if function is None:
         return None
     function.argtypes = [ctypes.c_uint64, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p]
     default_stream = None
 
     def ask(address: int, size: int) -> None:
         if function(address, size, _DEVICE, default_stream) == _INVALID_CONTEXT:
-            context = ctypes.c_void_p()
-            library.cuDevicePrimaryCtxRetain(ctypes.byref(context), _DEVICE)  # the one that MLX uses, too
-            library.cuCtxSetCurrent(context)
+            use_device(driver)
             function(address, size, _DEVICE, default_stream)
 
     return ask

@@ -41,19 +41,51 @@ def test_an_epochs_batches_depend_on_seed_and_epoch_alone() -> None:
         assert len(together & apart) < 3
 
 
-@pytest.mark.parametrize("size", [4, 16, 32])
-def test_batches_have_about_as_many_tokens(size: int) -> None:
+@pytest.mark.parametrize(("size", "apart"), [(2, 130), (4, 60), (8, 8), (16, 8), (32, 8)])
+def test_batches_have_about_as_many_tokens(size: int, apart: int) -> None:
     lengths = wikisql()
-    sums = [sum(lengths[row] for row in batch) for batch in even_batches(lengths, size, 1, 0) if len(batch) == size]
+    batches = [batch for batch in even_batches(lengths, size, 1, 0) if len(batch) == size]
+    sums = [sum(lengths[row] for row in batch) for batch in batches]
     drawn = np.random.default_rng(1).permutation(lengths)[: 1000 // size * size].reshape(-1, size).sum(axis=1)
     assert np.std(sums) < np.std(drawn) / 2
+    assert max(sums) - min(sums) <= apart
+    # Long and short ones in each: exchanged are examples of about one length.
+    spreads = [np.ptp([lengths[row] for row in batch]) for batch in batches]
+    assert size < 8 or min(spreads) > np.ptp(np.quantile(lengths, [0.2, 0.8]))
 
 
-def test_shares_are_level() -> None:
-    lengths = [9, 1, 5, 5, 4, 3, 3]
-    assert [sum(lengths[row] for row in share) for share in level(range(7), lengths, 3)] == [10, 9, 11]
-    assert level([2, 3], lengths, 3) == [[2], [3], []]
-    assert level([], lengths, 2) == [[], []]
+def test_what_one_exchange_at_a_time_cannot_even_out_stays() -> None:
+    batches = even_batches([10] * 7 + [1000], 4, 1, 0)
+    assert sorted(sorted(batch) for batch in batches)[0][:1] == [0]
+    assert sorted(index for batch in batches for index in batch) == list(range(8))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "count", "expected"),
+    [
+        ([9, 1, 5, 5, 4, 3, 3], 3, [10, 10, 10]),
+        ([7, 6, 5, 5, 4], 2, [13, 14]),  # the longest first alone gives 12 and 15
+        ([30, 1, 1], 2, [2, 30]),
+        ([5], 2, [0, 5]),
+        ([], 2, [0, 0]),
+        ([50, 49, 48, 2, 1, 1, 1, 1, 1], 4, [7, 48, 49, 50]),
+    ],
+)
+def test_shares_are_level(lengths: list[int], count: int, expected: list[int]) -> None:
+    shares = level(range(len(lengths)), lengths, count)
+    assert sorted(sum(lengths[row] for row in share) for share in shares) == expected
+    assert sorted(row for share in shares for row in share) == list(range(len(lengths)))
+
+
+@pytest.mark.parametrize(("batch", "ranks", "most"), [(16, 2, 1.01), (32, 2, 1.01), (16, 4, 1.03), (32, 4, 1.012)])
+def test_the_ranks_of_a_step_have_about_as_many_tokens(batch: int, ranks: int, most: float) -> None:
+    lengths = wikisql()
+    packed = Packed(Sizes(lengths, lengths), train_params(batch_size=batch, iterations=200), ranks)
+    fullest = ideal = 0.0
+    for step in range(200):
+        fullest += max(sum(one.length for one in packed.share(step, rank)) for rank in range(ranks))
+        ideal += sum(lengths[row] for row in packed.examples(step)) / ranks
+    assert fullest / ideal < most
 
 
 def test_a_batch_is_filled_up_by_less_than_a_hundredth() -> None:

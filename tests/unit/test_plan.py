@@ -332,7 +332,7 @@ def test_what_a_cuda_device_has_beside_a_macs() -> None:
     work = work_of(sizes, assumed_sizes(100), TRAIN, compiled=True)
     cuda, metal = (predict(shape, lora, TRAIN, work, device=device).phases["training"] for device in ("cuda", "metal"))
     step = int(work.step_tokens * 4096 * 2)
-    assert cuda["inputs of the next steps"] == 2 * 16 * step, "of the steps behind them as well"
+    assert cuda["inputs of the next steps"] == 3 * 16 * step, "of the steps before and behind them as well"
     assert metal["inputs of the next steps"] == 32_000_000 // int(work.even_tokens * 4096 * 2) * step
     assert cuda["inputs of validations"] == work.valid_tokens * 4096 * 2
     factors = 16 * (16 * (4096 + 6144) + 8 * (14336 + 4096))  # q and v are two of rank 8 with k's columns between them

@@ -11,7 +11,7 @@ from sqlora.mlx import mx
 import numpy as np
 import pytest
 
-from sqlora.prefetch import _driver, ask_for, large_places, places_of, prefetch
+from sqlora.prefetch import _driver, ask_for, large_places, load_driver, places_of, prefetch
 
 
 @pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16, mx.float32, mx.uint8, mx.uint32], ids=str)
@@ -72,6 +72,7 @@ def test_a_thread_that_has_not_used_the_device_gets_its_context(monkeypatch: pyt
     gpu = SimpleNamespace(default_device=lambda: mx.Device(mx.gpu), DeviceType=mx.DeviceType)
     monkeypatch.setattr("sqlora.prefetch.mx", gpu)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Driver())
+    monkeypatch.setattr("sqlora.prefetch.load_driver", load_driver.__wrapped__)
     ask = _driver.__wrapped__()
     assert ask is not None
     ask(4096, 10)

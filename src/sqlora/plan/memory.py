@@ -27,6 +27,7 @@ from sqlora.train.cuda.compiler import SIZES, attends
 from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
+from sqlora.train.staging import TURNS
 from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
 from sqlora.train.validation import KEPT_BYTES
 
@@ -47,8 +48,8 @@ def predict(
     token = shape.hidden * shape.itemsize if frozen else 4  # bytes of what goes in
     transferred = _transferred(params, work, token, device)
     checked = min(TRANSFER_BYTES, work.valid_tokens * token)
-    # A CUDA device has those of the steps behind them as well, and keeps a validation's.
-    ahead = 2 if device == "cuda" else 1
+    # A CUDA device has those of the steps before and behind them as well, and keeps a validation's.
+    ahead = TURNS if device == "cuda" else 1
     always = _always(shape, lora, frozen, device) | {"inputs of the next steps": ahead * transferred}
     training = max((_training(shape, lora, params, load, device) for load in work.train), key=_total)
     validation = max((_validation(shape, lora, load, device) for load in work.valid), key=_total)

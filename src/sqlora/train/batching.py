@@ -17,9 +17,9 @@ from sqlora.train.packing import MOST_GRAIN, even_batches, level, tokens_of
 
 # The share by which batches are filled up at most, beyond what tokens_of adds. With less there are more shapes, each of
 # which costs a GPU a step's time.
-MOST_FILLING = 0.02
+MOST_FILLING = 0.01
 _SMALL = 256  # tokens; smaller batches, whose steps are short, have as much as padding adds
-_BATCHES_LOOKED_AT, _EXAMPLES_LOOKED_AT = 20_000, 200_000  # of a run; later ones are of the same kinds
+_BATCHES_LOOKED_AT, _EXAMPLES_LOOKED_AT = 20_000, 60_000  # of a run; later ones are of the same kinds
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,11 @@ class Packed(_Drawn):
 
     def __init__(self, sizes: Sizes, params: TrainParams, ranks: int) -> None:
         super().__init__(sizes, params, ranks, filled=False)
+        self._known: list[list[list[list[int]]]] = []  # shares of the first steps
 
     def rows(self, step: int, rank: int) -> list[list[int]]:
         """See Batching."""
-        return self._shares(step)[rank]
+        return (self._known[step] if step < len(self._known) else self._shares(step))[rank]
 
     def share(self, step: int, rank: int) -> list[Planned]:
         """See Batching."""
@@ -179,10 +180,12 @@ class Packed(_Drawn):
     def _shapes(self) -> list[tuple[int, int]]:
         """In rising order the tokens that batches are filled up to, and the most that count in one of them."""
         most_steps = min(_BATCHES_LOOKED_AT, -(-_EXAMPLES_LOOKED_AT // self._params.batch_size))
+        steps = min(self._params.iterations, -(-most_steps // self._params.gradient_accumulation))
+        self._known = [self._shares(step) for step in range(steps)]
         found = [
-            (tokens_of(chosen, self._sizes.lengths), sum(self._sizes.counts[row] for row in chosen))
-            for step in range(min(self._params.iterations, -(-most_steps // self._params.gradient_accumulation)))
-            for share in self._shares(step)
+            (tokens_of(chosen, self._sizes.lengths), sum([self._sizes.counts[row] for row in chosen]))
+            for shares in self._known
+            for share in shares
             for chosen in share
         ]
         filling = MOST_FILLING if sum(tokens for tokens, _ in found) >= _SMALL * len(found) else MOST_PADDING

@@ -1,9 +1,7 @@
 """Brings batches to the device: gathered in the background, and several steps in one transfer.
 
-On a CUDA device every array that the host fills costs an allocation of shared memory, and its release waits for all
-work that is under way; one transfer for many steps costs that once. Such memory fills at 2 GB/s, since each page is
-new. There the background does that too, by what works without Python's lock: the thread that issues steps needs Python
-between them, and the device would soon have nothing to do.
+On CUDA the background brings them to the device, too (sqlora.train.staging), by what works without Python's lock: the
+thread that issues steps needs Python between them, and the device would soon have nothing to do.
 """
 
 from __future__ import annotations
@@ -20,9 +18,10 @@ from numpy.typing import NDArray
 from sqlora.prefetch import prefetch
 from sqlora.runtime import has_cuda
 from sqlora.train.loss import Batch
+from sqlora.train.staging import Staging, StagingError, make_staging
 
-TRANSFER_BYTES = 32_000_000  # at once; of steps' inputs more on CUDA, where each transfer costs time
-_CUDA_TRANSFER_BYTES = 128_000_000
+TRANSFER_BYTES = 32_000_000  # at once
+_CUDA_TRANSFER_BYTES = 64_000_000  # of steps' inputs on CUDA; a device has TURNS times that
 _MOST_STEPS = 16
 _ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
 _TYPES = {
@@ -74,7 +73,7 @@ Gather = Callable[[int], tuple[list[Batch], list[int]]]
 
 
 class Feed:
-    """Gives each step's data; steps are asked for in rising order.
+    """Gives each step's data; steps are asked for in rising order, each when the last but one has been computed.
 
     Args:
         gather: the batches and examples of a step.
@@ -86,6 +85,8 @@ class Feed:
         self._gather, self._steps = gather, steps
         self._together = steps_together(step_bytes, cuda=has_cuda())
         self._background = ThreadPoolExecutor(max_workers=1)
+        self._staging: Staging | None = None
+        self._staged = False  # whether that was asked for
         self._next: tuple[int, Future[_Packed]] | None = None
         self._ready: tuple[int, list[StepData]] = (-1, [])
 
@@ -101,7 +102,7 @@ class Feed:
             waiting = self._next if self._next and self._next[0] == number else self._start(number)
             self._ready = number, []  # let go of the last ones first
             self._ready = number, [StepData(*one) for one in _unpack(waiting[1].result())]
-            self._next = self._start(number + 1)
+            self._next = self._start(number + 1) if (number + 1) * self._together < self._steps else None
         return self._ready[1][place]
 
     def behind(self, step: int) -> list[StepData]:
@@ -114,7 +115,14 @@ class Feed:
         return number, self._background.submit(self._prepare, steps)
 
     def _prepare(self, steps: range) -> _Packed:
-        return _pack([self._gather(step) for step in steps])
+        gathered = [self._gather(step) for step in steps]
+        if not self._staged:
+            self._staged, self._staging = True, make_staging()
+        try:
+            return _pack(gathered, self._staging)
+        except StagingError:
+            self._staging = None
+            return _pack(gathered)
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,12 @@ class _Place:
     dtype: str
 
 
-def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
+def _pack(steps: Sequence[tuple[list[Batch], list[int]]], staging: Staging | None = None) -> _Packed:
+    """Lay all arrays out one behind the other.
+
+    Raises:
+        StagingError: as staging does.
+    """
     arrays: list[NDArray[np.generic]] = []
     places: list[_Place] = []
     end = 0
@@ -152,14 +165,23 @@ def _pack(steps: Sequence[tuple[list[Batch], list[int]]]) -> _Packed:
                 places.append(_Place(start, end, array.shape, array.dtype.name))
             entries.append((places[first:], batch.counted))
         packed.append((entries, chosen))
+    if staging and end:
+        _fill(staging.room(end), arrays, places)
+        return _Packed(staging.send(end), packed)
     # Where the device shares the host's memory anyhow, a copy made this early would save no time.
-    buffer, filled = _shared(end) if has_cuda() else (None, np.zeros(end, dtype=np.uint8))
-    for array, place in zip(arrays, places, strict=True):
-        filled[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    if buffer is None:
+    if not has_cuda():
+        filled = np.zeros(end, dtype=np.uint8)
+        _fill(filled, arrays, places)
         return _Packed(filled, packed)
+    buffer, filled = _shared(end)
+    _fill(filled, arrays, places)
     prefetch([buffer])
     return _Packed(buffer, packed)
+
+
+def _fill(buffer: NDArray[np.uint8], arrays: Sequence[NDArray[np.generic]], places: Sequence[_Place]) -> None:
+    for array, place in zip(arrays, places, strict=True):
+        buffer[place.start : place.end] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def _shared(size: int) -> tuple[mx.array, NDArray[np.uint8]]:

@@ -6,6 +6,7 @@ memory of all batches. It takes an attention that knows where each example begin
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from heapq import heapify, heapreplace
 from random import Random
@@ -14,14 +15,16 @@ from sqlora.train.buckets import VALIDATION_TOKENS, Planned
 
 _PART = 100  # a batch is filled up by less than this part of it, so that there are fewer numbers of tokens
 MOST_GRAIN = 8  # to a multiple of so many at most, which products need that read many bytes at once
+# Of a large data set a few batches may take many rounds to gain a token or two.
+_ROUNDS = 16
 
 
 def even_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of one epoch, in the order of its steps: a function of these numbers, so that a run can resume.
 
     Every epoch is a new permutation that holds each example once; one batch of it may be smaller. Each of a batch's
-    examples is drawn from another part of all examples sorted by length (stratified sampling), so that all batches have
-    about as many tokens.
+    examples is drawn from another part of all examples sorted by length (stratified sampling), and then some are
+    exchanged, so that all batches have about as many tokens.
 
     Args:
         lengths: of each example.
@@ -36,7 +39,10 @@ def even_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
     parts = [whole[start : start + count] for start in range(0, len(whole), count)] if count else []
     for part in parts:
         rng.shuffle(part)
-    batches += [list(batch) for batch in zip(*parts, strict=True)]
+    drawn = [list(batch) for batch in zip(*parts, strict=True)]
+    if drawn:
+        _even_out(drawn, lengths, _grain(sum(lengths[row] for row in whole) // count))
+    batches += drawn
     rng.shuffle(batches)
     return batches
 
@@ -44,7 +50,8 @@ def even_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
 def level(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[int]]:
     """So many shares of about equal numbers of tokens; some are empty if there are fewer examples.
 
-    The longest examples first, each goes to the share that has fewest tokens (Graham, 1969: longest processing time).
+    The longest examples first, each goes to the share that has fewest tokens (Graham, 1969: longest processing time);
+    then some are exchanged.
 
     Args:
         rows: examples; lengths: of all examples of the data set.
@@ -56,13 +63,77 @@ def level(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[
         tokens, number = heap[0]
         shares[number].append(row)
         heapreplace(heap, (tokens + lengths[row], number))
+    tokens = sum([lengths[row] for row in rows])
+    _even_out(shares, lengths, _grain(tokens // count), moves=True)
     return shares
+
+
+def _even_out(groups: Sequence[list[int]], lengths: Sequence[int], apart: int, *, moves: bool = False) -> None:
+    """Exchange examples until all groups have about as many tokens, as far as one exchange of two groups at a time
+    brings it: of the emptiest with the fullest, the second with the second, and so on, round after round.
+
+    Args:
+        groups: of examples.
+        apart: groups whose tokens differ by no more stay as they are.
+        moves: whether an example may be given away for none.
+    """
+    half, turned = len(groups) // 2, 0
+    weighed = [(sum([lengths[row] for row in group]), number, group) for number, group in enumerate(groups)]
+    for _ in range(_ROUNDS):
+        weighed.sort()
+        changed = False
+        for place in range(half):
+            other = -1 - (place + turned) % half
+            (few, first, low), (many, second, high) = weighed[place], weighed[other]
+            if many - few > apart:
+                given = _exchange(low, high, lengths, many - few, moves)
+                changed |= given > 0
+                weighed[place], weighed[other] = (few + given, first, low), (many - given, second, high)
+        if changed:
+            turned = 0
+        elif turned + 1 < min(half, 2):
+            turned += 1  # others may yet find something
+        else:
+            break
+
+
+def _exchange(few: list[int], many: list[int], lengths: Sequence[int], difference: int, moves: bool) -> int:
+    """Make the exchange of one example for one after which two groups have most equal numbers of tokens, if any does
+    better than none; returns how many tokens the emptier has got.
+    """
+    few.sort(key=lengths.__getitem__)
+    offered = [0] * moves + [lengths[row] for row in few]
+    least, place, other = difference, 0, 0
+    for number, row in enumerate(many):
+        length = lengths[row]
+        # The best for half of the difference are on both sides of it.
+        above = bisect_left(offered, length - difference / 2)
+        for candidate in range(max(0, above - 1), min(above + 1, len(offered))):
+            left = abs(difference - 2 * (length - offered[candidate]))
+            if left < least:
+                least, place, other = left, number, candidate
+        if least < 2:
+            break
+    if least == difference:
+        return 0
+    given = lengths[many[place]] - offered[other]
+    other -= moves
+    if other < 0:
+        few.append(many.pop(place))
+    else:
+        few[other], many[place] = many[place], few[other]
+    return given
+
+
+def _grain(tokens: int) -> int:
+    """To a multiple of what a batch of about so many is filled up."""
+    return min(MOST_GRAIN, 1 << max(0, (tokens // _PART).bit_length() - 1))
 
 
 def tokens_of(rows: Sequence[int], lengths: Sequence[int]) -> int:
     """Of a batch of these examples, filled up to a multiple of a power of two, by less than a hundredth."""
-    tokens = sum(lengths[row] for row in rows)
-    grain = min(MOST_GRAIN, 1 << max(0, (tokens // _PART).bit_length() - 1))
+    tokens = sum([lengths[row] for row in rows])
+    grain = _grain(tokens)
     return -(-tokens // grain) * grain
 
 
@@ -71,7 +142,7 @@ def packed_validation(lengths: Sequence[int], batch_size: int, rank: int = 0, si
     mine = sorted(range(len(lengths)), key=lengths.__getitem__)[rank::size]
     tokens = sum(lengths[index] for index in mine)
     most = max(VALIDATION_TOKENS, batch_size * sum(lengths) // len(lengths))
-    batches = [batch for batch in level(mine, lengths, -(-tokens // most)) if batch]
+    batches = [batch for batch in level(mine, lengths, max(1, -(-tokens // most))) if batch]
     longest = max((tokens_of(batch, lengths) for batch in batches), default=0)
     counted = max((sum(lengths[index] for index in batch) for batch in batches), default=0)
     return [Planned(batch, longest, 1, counted, packed=True) for batch in batches]
