@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +11,10 @@ from sqlora.distributed.group import Group
 from sqlora.plan.work import Size, work_of
 from sqlora.tokenizer import Encoded
 from sqlora.train.buckets import choose_lengths
-from sqlora.train.feed import Feed, Ready, steps_together
+from sqlora.train.feed import Feed, steps_together
 from sqlora.train.gather import Gatherer
 from sqlora.train.inputs import token_fetcher
 from sqlora.train.loss import Batch
-from sqlora.train.staging import Staging
 from sqlora.train.validation import Data
 
 
@@ -28,38 +25,6 @@ def batch_of(step: int) -> Batch:
     weights = np.ones(5, dtype=np.float32)
     spans = np.array([[0] * 6, [6] * 6], dtype=np.int32) if step % 2 else None
     return Batch(states, positions, targets, weights, weights / 2, 6, spans)
-
-
-class Driver:
-    """CUDA's, as far as staging uses it, on the host; it answers with 2, out of memory, once it fails."""
-
-    def __init__(self) -> None:
-        self.fails, self.sent, self.made = False, 0, 0
-        self._memory: dict[int, Any] = {}
-        self.cuDevicePrimaryCtxRetain = self.cuCtxSetCurrent = self.cuStreamCreate = self._nothing
-        self.cuStreamSynchronize = self._nothing
-        self.cuMemHostAlloc, self.cuMemFreeHost, self.cuMemcpyAsync = self._allocate, self._free, self._copy
-
-    def _nothing(self, *_: Any) -> int:
-        return 2 * self.fails
-
-    def _allocate(self, address: Any, size: ctypes.c_size_t, flags: int) -> int:
-        memory = ctypes.create_string_buffer(size.value)
-        address._obj.value = ctypes.addressof(memory)
-        self._memory[address._obj.value] = memory
-        self.made += 1
-        return self._nothing(flags)
-
-    def _free(self, address: ctypes.c_void_p) -> int:
-        assert address.value is not None
-        del self._memory[address.value]
-        return 0
-
-    def _copy(self, target: Any, source: Any, size: Any, _: Any) -> int:
-        if not self.fails:
-            ctypes.memmove(target.value, source.value, size.value)
-            self.sent += 1
-        return self._nothing()
 
 
 @pytest.mark.parametrize("cuda", [False, True])
@@ -117,10 +82,14 @@ def test_nothing_is_gathered_behind_the_last_step() -> None:
         gathered.append(step)
         return [], []
 
-    feed = Feed(gather, 40, 10_000_000)
+    feed = Feed(gather, 40, 2_500_000)
     feed.begin(40)
     feed._background.submit(lambda: None).result()
     assert gathered == []
+    feed(39)
+    feed._background.submit(lambda: None).result()
+    assert gathered == [36, 37, 38, 39]
+    assert feed._next is None
 
 
 @pytest.mark.parametrize(("step_bytes", "steps"), [(0, 16), (4_000_000, 16), (4_000_001, 15), (200_000_000, 1)])
@@ -139,40 +108,6 @@ def test_on_cuda_the_bytes_are_made_where_the_device_can_read_them(monkeypatch: 
     feed._background.submit(lambda: None).result()
     assert len(sent) == 1
     assert sent[0].nbytes > 2 * batch_of(0).inputs.nbytes
-
-
-@pytest.mark.parametrize("together", [1, 2, 5])
-def test_arrays_that_take_turns_keep_a_step_until_the_one_behind_it_is_asked_for(
-    monkeypatch: pytest.MonkeyPatch, together: int
-) -> None:
-    driver = Driver()
-    monkeypatch.setattr("sqlora.train.feed.has_cuda", lambda: True)
-    monkeypatch.setattr("sqlora.train.feed.make_staging", lambda: Staging(driver))
-    monkeypatch.setattr("sqlora.train.feed._shared", lambda _: pytest.fail("memory made anew"))
-    feed = Feed(lambda step: ([batch_of(step)] * (1 + step % 2), [step]), 40, 64_000_000 // together)
-    feed.begin(0)
-    issued: list[tuple[int, list[Ready]]] = []
-    for step in range(40):
-        issued.append((step, feed(step).batches))
-        feed._background.submit(lambda: None).result()  # all that this has begun
-        for number, batches in issued[-2:]:  # the device still works on the one before
-            for ready in batches:
-                assert np.array_equal(np.array(ready.inputs), batch_of(number).inputs)
-                assert np.array_equal(np.array(ready.targets), batch_of(number).targets)
-    assert driver.sent == -(-40 // together)
-    assert driver.made <= 2, "one that is large enough stays"
-
-
-def test_where_the_driver_fails_the_bytes_come_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = Driver()
-    monkeypatch.setattr("sqlora.train.feed.has_cuda", lambda: True)
-    monkeypatch.setattr("sqlora.train.feed.make_staging", lambda: Staging(driver))
-    feed = Feed(lambda step: ([batch_of(step)], [step]), 40, 64_000_000)
-    for step in range(40):
-        driver.fails = step >= 3
-        assert np.array_equal(np.array(feed(step).batches[0].inputs), batch_of(step).inputs)
-    assert driver.sent < 6
-    assert feed._staging is None
 
 
 class Rank(Group):

@@ -141,7 +141,6 @@ class Packed(_Drawn):
 
     def __init__(self, sizes: Sizes, params: TrainParams, ranks: int) -> None:
         super().__init__(sizes, params, ranks, filled=False)
-        self._known: list[list[list[list[int]]]] = []  # shares of the first steps
 
     def rows(self, step: int, rank: int) -> list[list[int]]:
         """See Batching."""
@@ -177,11 +176,15 @@ class Packed(_Drawn):
         return Planned(chosen, tokens, 1, counted, packed=True)
 
     @cached_property
+    def _known(self) -> list[list[list[list[int]]]]:
+        """The shares of the steps that are looked at."""
+        most_batches = min(_BATCHES_LOOKED_AT, -(-_EXAMPLES_LOOKED_AT // self._params.batch_size))
+        most_steps = -(-most_batches // self._params.gradient_accumulation)
+        return [self._shares(step) for step in range(min(self._params.iterations, most_steps))]
+
+    @cached_property
     def _shapes(self) -> list[tuple[int, int]]:
         """In rising order the tokens that batches are filled up to, and the most that count in one of them."""
-        most_steps = min(_BATCHES_LOOKED_AT, -(-_EXAMPLES_LOOKED_AT // self._params.batch_size))
-        steps = min(self._params.iterations, -(-most_steps // self._params.gradient_accumulation))
-        self._known = [self._shares(step) for step in range(steps)]
         found = [
             (tokens_of(chosen, self._sizes.lengths), sum([self._sizes.counts[row] for row in chosen]))
             for shares in self._known

@@ -169,6 +169,7 @@ class Engine:
             loss, norm = self._stepper.step(data.batches, counted)
             self._stepper.look_ahead(batch for one in self._feed.behind(self.step) for batch in one.batches)
             self._read()  # on a GPU not before it has something else to do
+            # One of these two waits for the step before: the feed relies on it when it fills arrays again.
             if self._taken:
                 mx.eval(self._taken[-1].loss)
             self._taken.append(_Taken(self.step + 1, loss, norm, data.chosen, counted))

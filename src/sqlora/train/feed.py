@@ -1,11 +1,13 @@
 """Brings batches to the device: gathered in the background, and several steps in one transfer.
 
-On CUDA the background brings them to the device, too (sqlora.train.staging), by what works without Python's lock: the
-thread that issues steps needs Python between them, and the device would soon have nothing to do.
+Each transfer takes the host some time, however small it is. On CUDA the background brings the steps' inputs to the
+device, too (sqlora.train.staging), by what works without Python's lock: the thread that issues steps needs Python
+between them, and the device would soon have nothing to do.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -21,7 +23,7 @@ from sqlora.train.loss import Batch
 from sqlora.train.staging import Staging, StagingError, make_staging
 
 TRANSFER_BYTES = 32_000_000  # at once
-_CUDA_TRANSFER_BYTES = 64_000_000  # of steps' inputs on CUDA; a device has TURNS times that
+_CUDA_TRANSFER_BYTES = 64_000_000  # of steps' inputs on CUDA, unless a step has more; a device has TURNS times that
 _MOST_STEPS = 16
 _ALIGNMENT = 256  # of an array's first byte, for kernels that read many bytes at once
 _TYPES = {
@@ -116,13 +118,14 @@ class Feed:
 
     def _prepare(self, steps: range) -> _Packed:
         gathered = [self._gather(step) for step in steps]
-        if not self._staged:
-            self._staged, self._staging = True, make_staging()
         try:
+            if not self._staged:
+                self._staged, self._staging = True, make_staging()
             return _pack(gathered, self._staging)
-        except StagingError:
+        except StagingError as error:
             self._staging = None
-            return _pack(gathered)
+            print(f"inputs are brought to the device in a way that takes it longer ({error})", file=sys.stderr)
+        return _pack(gathered)  # not in there, where what was staged would still be held
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,8 @@ def _fill(buffer: NDArray[np.uint8], arrays: Sequence[NDArray[np.generic]], plac
 
 
 def _shared(size: int) -> tuple[mx.array, NDArray[np.uint8]]:
-    """Bytes that host and device share, as MLX has them and as NumPy has them.
+    """Bytes that host and device share, as MLX has them and as NumPy has them: for a validation's inputs, and where a
+    driver does not stage steps'.
 
     `mx.array` of a NumPy array holds Python's lock until every page is there and filled. Here MLX's own thread makes
     the pages, and NumPy copies without the lock.

@@ -15,16 +15,16 @@ from sqlora.train.buckets import VALIDATION_TOKENS, Planned
 
 _PART = 100  # a batch is filled up by less than this part of it, so that there are fewer numbers of tokens
 MOST_GRAIN = 8  # to a multiple of so many at most, which products need that read many bytes at once
-# Of a large data set a few batches may take many rounds to gain a token or two.
-_ROUNDS = 16
+_LEAST = 4  # examples of a batch, for exchanges between them: of two, each would always meet about the same others
+_ROUNDS = 6  # of exchanges; behind them hardly anything changes
 
 
 def even_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The batches of one epoch, in the order of its steps: a function of these numbers, so that a run can resume.
 
     Every epoch is a new permutation that holds each example once; one batch of it may be smaller. Each of a batch's
-    examples is drawn from another part of all examples sorted by length (stratified sampling), and then some are
-    exchanged, so that all batches have about as many tokens.
+    examples is drawn from another part of all examples sorted by length (stratified sampling), and unless they are very
+    small, some are exchanged then, so that all batches have about as many tokens.
 
     Args:
         lengths: of each example.
@@ -40,7 +40,7 @@ def even_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int)
     for part in parts:
         rng.shuffle(part)
     drawn = [list(batch) for batch in zip(*parts, strict=True)]
-    if drawn:
+    if drawn and batch_size >= _LEAST:
         _even_out(drawn, lengths, _grain(sum(lengths[row] for row in whole) // count))
     batches += drawn
     rng.shuffle(batches)
@@ -64,65 +64,65 @@ def level(rows: Sequence[int], lengths: Sequence[int], count: int) -> list[list[
         shares[number].append(row)
         heapreplace(heap, (tokens + lengths[row], number))
     tokens = sum([lengths[row] for row in rows])
-    _even_out(shares, lengths, _grain(tokens // count), moves=True)
+    _even_out(shares, lengths, _grain(tokens // count))
     return shares
 
 
-def _even_out(groups: Sequence[list[int]], lengths: Sequence[int], apart: int, *, moves: bool = False) -> None:
-    """Exchange examples until all groups have about as many tokens, as far as one exchange of two groups at a time
-    brings it: of the emptiest with the fullest, the second with the second, and so on, round after round.
+def _even_out(groups: Sequence[list[int]], lengths: Sequence[int], apart: int) -> None:
+    """Exchange examples, one for one, until all groups have about as many tokens.
+
+    In each round the emptiest group and the fullest make the exchange that brings them closest together, the second and
+    the last but one, and so on. Where no pair finds any, each group tries its neighbor's partner, which matters where
+    there are few; if that finds none either, it ends.
 
     Args:
-        groups: of examples.
+        groups: of examples, whose order changes.
         apart: groups whose tokens differ by no more stay as they are.
-        moves: whether an example may be given away for none.
     """
-    half, turned = len(groups) // 2, 0
+    half, shift = len(groups) // 2, 0
     weighed = [(sum([lengths[row] for row in group]), number, group) for number, group in enumerate(groups)]
     for _ in range(_ROUNDS):
         weighed.sort()
         changed = False
         for place in range(half):
-            other = -1 - (place + turned) % half
-            (few, first, low), (many, second, high) = weighed[place], weighed[other]
-            if many - few > apart:
-                given = _exchange(low, high, lengths, many - few, moves)
+            partner = -1 - (place + shift) % half
+            (less, first, low), (more, second, high) = weighed[place], weighed[partner]
+            if more - less > apart:
+                given = _exchange(low, high, lengths, more - less)
                 changed |= given > 0
-                weighed[place], weighed[other] = (few + given, first, low), (many - given, second, high)
-        if changed:
-            turned = 0
-        elif turned + 1 < min(half, 2):
-            turned += 1  # others may yet find something
-        else:
+                weighed[place], weighed[partner] = (less + given, first, low), (more - given, second, high)
+        if not changed and shift + 1 >= min(half, 2):
             break
+        shift = 0 if changed else 1
 
 
-def _exchange(few: list[int], many: list[int], lengths: Sequence[int], difference: int, moves: bool) -> int:
-    """Make the exchange of one example for one after which two groups have most equal numbers of tokens, if any does
-    better than none; returns how many tokens the emptier has got.
+def _exchange(low: list[int], high: list[int], lengths: Sequence[int], difference: int) -> int:
+    """Exchange one example for one so that two groups have most equal numbers of tokens, if any exchange does better
+    than none.
+
+    Args:
+        low, high: the emptier group, which gets sorted, and the fuller; difference: of their tokens.
+
+    Returns:
+        How many tokens the emptier one gained.
     """
-    few.sort(key=lengths.__getitem__)
-    offered = [0] * moves + [lengths[row] for row in few]
-    least, place, other = difference, 0, 0
-    for number, row in enumerate(many):
+    low.sort(key=lengths.__getitem__)
+    offered = [lengths[row] for row in low]
+    least, given, taken = difference, 0, 0
+    for place, row in enumerate(high):
         length = lengths[row]
         # The best for half of the difference are on both sides of it.
         above = bisect_left(offered, length - difference / 2)
         for candidate in range(max(0, above - 1), min(above + 1, len(offered))):
             left = abs(difference - 2 * (length - offered[candidate]))
             if left < least:
-                least, place, other = left, number, candidate
+                least, given, taken = left, place, candidate
         if least < 2:
             break
     if least == difference:
         return 0
-    given = lengths[many[place]] - offered[other]
-    other -= moves
-    if other < 0:
-        few.append(many.pop(place))
-    else:
-        few[other], many[place] = many[place], few[other]
-    return given
+    low[taken], high[given] = high[given], low[taken]
+    return lengths[low[taken]] - lengths[high[given]]
 
 
 def _grain(tokens: int) -> int:

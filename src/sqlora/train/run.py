@@ -42,7 +42,7 @@ from sqlora.train.step import Stepper, compiles
 from sqlora.train.upper import Upper
 from sqlora.train.validation import Data
 
-_ENGINE = 15  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
+_ENGINE = 16  # goes up when equal inputs no longer give equal bits, or checkpoints hold something else
 # Of the section `train`: where, with how many processes, whether memory is checked, how often checkpoints are saved and
 # what stored states may take; none changes a result, but for whether states are stored at all, which is `frozen`.
 _NO_INPUTS = ("workers", "hostfile", "backend", "force", "checkpoint_every", "states_gb")

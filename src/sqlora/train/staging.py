@@ -20,6 +20,7 @@ from sqlora.prefetch import load_driver, prefetch, use_device
 
 TURNS = 3  # one whose last step may still be computed, the one that steps come from, and the next
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: a stream that does not wait for the default one
+_ADDRESS, _SIZE = ctypes.c_uint64, ctypes.c_size_t
 
 
 class StagingError(Exception):
@@ -27,10 +28,10 @@ class StagingError(Exception):
 
 
 class Staging:
-    """Arrays that take turns. Of use for one thread.
+    """Arrays that take turns. Of use for one thread, which makes it.
 
     An array's bytes are others once `send` has been called TURNS more times: by then nothing may still be going to read
-    them.
+    them. The host has one block of page-locked memory as large as one of them.
 
     Args:
         driver: CUDA's library.
@@ -40,27 +41,37 @@ class Staging:
     """
 
     def __init__(self, driver: Any) -> None:
-        self._driver = driver
+        try:
+            create, self._allocate = driver.cuStreamCreate, driver.cuMemHostAlloc
+            self._copy, self._wait = driver.cuMemcpyAsync, driver.cuStreamSynchronize
+            free, destroy = driver.cuMemFreeHost, driver.cuStreamDestroy_v2
+        except AttributeError as error:
+            raise StagingError(f"CUDA's driver lacks a function ({error})") from None
         use_device(driver)
-        stream = ctypes.c_void_p()
-        self._check(driver.cuStreamCreate(ctypes.byref(stream), _NON_BLOCKING))
-        self._stream = stream
-        self._host: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
+        self._stream = ctypes.c_void_p()
+        _check(create(ctypes.byref(self._stream), _NON_BLOCKING))
+        self._block = ctypes.c_void_p()
+        self._host: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)  # the block's bytes
         self._arrays: list[tuple[int, mx.array | None]] = [(0, None)] * TURNS  # each with its address
-        self._free: Any = None
+        self._free = free
+
+        def give_back(block: ctypes.c_void_p, stream: ctypes.c_void_p) -> None:
+            use_device(driver)  # in whatever thread lets go of the last reference
+            free(block)
+            destroy(stream)
+
+        weakref.finalize(self, give_back, self._block, self._stream).atexit = False  # the driver may be gone by then
 
     def room(self, size: int) -> NDArray[np.uint8]:
-        """The host's bytes that the next `send` takes."""
+        """The host's bytes that the next `send` takes, at least so many."""
         if size > len(self._host):
-            size = size + size // 8  # later ones may be a little larger
-            address = ctypes.c_void_p()
-            self._check(self._driver.cuMemHostAlloc(ctypes.byref(address), ctypes.c_size_t(size), 0))
-            assert address.value is not None
-            if self._free is not None:
-                self._free()
-            self._free = weakref.finalize(self, self._driver.cuMemFreeHost, address)
-            self._free.atexit = False  # the driver may be gone
-            self._host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address.value))
+            size += size // 8 if len(self._host) else 0  # so that a few larger ones do not each make it anew
+            self._host = np.zeros(0, dtype=np.uint8)
+            self._free(self._block)  # nothing, at first
+            self._block.value = None
+            _check(self._allocate(ctypes.byref(self._block), _SIZE(size), 0))
+            assert self._block.value is not None
+            self._host = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(self._block.value))
         return self._host
 
     def send(self, size: int) -> mx.array:
@@ -73,23 +84,21 @@ class Staging:
             address = np.asarray(array).ctypes.data
             prefetch([array])  # and there it stays: only the copy engine writes to it
         self._arrays.append((address, array))
-        target, source = ctypes.c_uint64(address), ctypes.c_uint64(self._host.ctypes.data)
-        self._check(self._driver.cuMemcpyAsync(target, source, ctypes.c_size_t(size), self._stream))
-        self._check(self._driver.cuStreamSynchronize(self._stream))
+        _check(self._copy(_ADDRESS(address), _ADDRESS(self._host.ctypes.data), _SIZE(size), self._stream))
+        _check(self._wait(self._stream))
         return array
 
-    @staticmethod
-    def _check(code: int) -> None:
-        if code:
-            raise StagingError(f"CUDA's driver answers {code}")
+
+def _check(code: int) -> None:
+    if code:
+        raise StagingError(f"CUDA's driver answers {code}")
 
 
 def make_staging() -> Staging | None:
-    """For the thread that calls it; None without CUDA, or where its driver does not do this."""
+    """For the thread that calls it; None without CUDA.
+
+    Raises:
+        StagingError: its driver does not do this.
+    """
     driver = load_driver()
-    if driver is None:
-        return None
-    try:
-        return Staging(driver)
-    except (StagingError, AttributeError):  # the latter: a function that this driver lacks
-        return None
+    return None if driver is None else Staging(driver)
