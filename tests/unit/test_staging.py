@@ -124,7 +124,7 @@ def test_a_step_is_kept_until_the_next_but_one_is_asked_for(monkeypatch: pytest.
     assert (driver.blocks, driver.streams) == ({}, 0)
 
 
-def test_room_grows_and_arrays_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_grows_and_arrays_with_it() -> None:
     driver = Driver()
     staging = Staging(driver)
     seen = []
