@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--operations", action="store_true", help="time what single operations cost, and nothing else")
     parser.add_argument("--profile", action="store_true", help="list a GPU's kernels, and nothing else")
     arguments = parser.parse_args()
-    cut_graphs(max(int(setting.split("x")[0]) for setting in arguments.settings.split(",")))  # as the train stage does
+    # As the train stage does for the largest of them: MLX reads it once in a process.
+    cut_graphs(max(int(setting.split("x")[0]) for setting in arguments.settings.split(",")))
     if arguments.operations:
         time_operations()
         return

@@ -76,7 +76,7 @@ def cut_graphs(rows: int) -> None:
             host there anyway.
     """
     if has_cuda():
-        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", str(max(12, min(60, 400 // rows))))
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", str(60 if rows < 4 else max(12, 96 // rows)))
         os.environ.setdefault("MLX_MAX_MB_PER_BUFFER", "100000")
         os.environ.setdefault("MLX_CUDA_GRAPH_CACHE_SIZE", "2000")
 

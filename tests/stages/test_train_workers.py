@@ -49,7 +49,7 @@ def parts(project: TrainProject) -> dict[int, dict[str, int]]:
     }
 
 
-def test_two_workers_give_what_one_gives_and_each_computes_half_of_the_states(
+def test_two_workers_give_what_one_gives_and_each_computes_whole_batches_of_the_states(
     alone: TrainProject, model_folder: Path, tmp_path: Path
 ) -> None:
     project = TrainProject(tmp_path / "project", model_folder, examples=22)
@@ -58,7 +58,7 @@ def test_two_workers_give_what_one_gives_and_each_computes_half_of_the_states(
     by_part = parts(project)
     assert sorted(by_part) == [0, 1]
     tokens = [sum(held.values()) for held in by_part.values()]
-    assert 0.4 < tokens[0] / sum(tokens) < 0.6
+    assert 0.35 < tokens[0] / sum(tokens) < 0.65
     assert max(by_part[0].values()) <= min(by_part[1].values()) + 8, "neighbours in length, within a bucket"
     assert not by_part[0].keys() & by_part[1].keys()
     (everything,) = parts(alone).values()

@@ -112,7 +112,7 @@ def test_training_cuts_cuda_graphs_by_number_unless_the_user_has_set_it(
     assert [os.environ.get(name) for name in names] == (["7", "100000", "2000"] if cuda else ["7", None, None])
 
 
-@pytest.mark.parametrize(("rows", "most"), [(1, "60"), (8, "50"), (16, "25"), (32, "12"), (500, "12")])
+@pytest.mark.parametrize(("rows", "most"), [(1, "60"), (3, "60"), (4, "24"), (8, "12"), (500, "12")])
 def test_cuda_graphs_of_large_batches_are_shorter(monkeypatch: pytest.MonkeyPatch, rows: int, most: str) -> None:
     monkeypatch.setattr("sqlora.runtime.has_cuda", lambda: True)
     monkeypatch.setattr("os.environ", {})

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from sqlora.distributed.group import ALONE, Group
 from sqlora.train import states as states_module
 from sqlora.train.inputs import _free_part
 from sqlora.train.interruption import Interrupted
-from sqlora.train.shared_pass import _bounds, fill_together
+from sqlora.train.shared_pass import bounds_of, fill_together
 from sqlora.train.states import Place, StateStore, key_of
 from sqlora.train.stores import bytes_of, held, make_room
+from sqlora.train.upper import _batches
 
 
 def states(seed: int, count: int) -> np.ndarray:
@@ -301,6 +303,7 @@ def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.
     wanted = [(number, 7) for number in range(6)]
     gate = threading.Event()
     monkeypatch.setattr(StateStore, "_settle", lambda *_: gate.wait(60))
+    monkeypatch.setattr("sqlora.train.upper.BATCH_TOKENS", 6)  # three examples
 
     def fill(store: StateStore, share: Sequence[Sequence[int]]) -> int:
         store.add([(key_of(tokens), states(tokens[0], 2)) for tokens in share])
@@ -337,17 +340,34 @@ def test_ranks_of_a_disk_do_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(
-    ("sizes", "parts", "bounds"),
+    ("lengths", "parts", "bounds"),
     [
         ([], 2, [0, 0, 0]),
-        ([5], 3, [0, 1, 1, 1]),
-        ([1] * 10, 4, [0, 3, 5, 8, 10]),
-        ([1, 1, 2, 4], 2, [0, 3, 4]),
-        ([100, 1, 1], 3, [0, 1, 1, 3]),
+        ([5], 3, [0, 0, 1, 1]),  # a batch takes as long with one example as with many
+        ([100] * 40, 2, [0, 20, 40]),
+        ([100] * 41, 2, [0, 20, 41]),
+        ([100] * 10 + [200] * 30, 4, [0, 10, 20, 30, 40]),
+        ([100] * 20 + [3000] * 4, 2, [0, 22, 24]),
     ],
 )
-def test_shares_are_of_about_the_same_size(sizes: list[int], parts: int, bounds: list[int]) -> None:
-    assert _bounds(sizes, parts) == bounds
+def test_shares_have_about_as_many_tokens_and_whole_batches(lengths: list[int], parts: int, bounds: list[int]) -> None:
+    assert bounds_of(lengths, parts) == bounds
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_shares_have_no_more_batches_than_the_whole(parts: int) -> None:
+    buckets = (40, 97, 300, 1500, 4000)
+    lengths = sorted(np.random.default_rng(parts).choice(buckets, 150).tolist())
+    items = [(str(number), (1,) * length) for number, length in enumerate(lengths)]
+
+    def tokens(start: int, end: int) -> list[int]:
+        return [batch.size for _, batch in _batches(items[start:end], buckets)]
+
+    bounds = bounds_of(lengths, parts)
+    assert (bounds[0], bounds[-1]) == (0, 150)
+    shares = [tokens(*pair) for pair in pairwise(bounds)]
+    assert [size for share in shares for size in share] == tokens(0, 150)
+    assert max(map(sum, shares)) - min(map(sum, shares)) <= 2 * 4000
 
 
 def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from sqlora.train.cuda.layers import parts_of
 from sqlora.train.feed import TRANSFER_BYTES, steps_together
 from sqlora.train.gradients import picks_early
 from sqlora.train.staging import TURNS
-from sqlora.train.upper import BATCH_TOKENS, WAVE_TOKENS
+from sqlora.train.upper import WAVE_TOKENS, rows_of
 from sqlora.train.validation import KEPT_BYTES
 
 # Arrays on the way to an exponential of sqlora.train.exponential, on a CPU: the power of two, the rest, the value.
@@ -322,7 +322,7 @@ def _frozen_pass(shape: Shape, work: Work, device: str) -> Arrays:
     """The first wave: states of all its batches, weights of this layer and of the next one, a batch at work."""
     states, left, busy, plain = 0, WAVE_TOKENS, 0, 0
     for length, count in work.states:
-        rows = max(1, BATCH_TOKENS // length)
+        rows = rows_of(length)
         taken = min(count, max(1, left // length))
         left -= taken * length
         states += -(-taken // rows) * rows * length  # every batch has all its rows

@@ -90,8 +90,8 @@ class Written:
             state, _ = layer.forward(state, frame, adapters)
             if self._compiled:
                 # Hands the device what there is. It lets go of a layer's inner values when all is done that was handed
-                # over with them, and these batches are large. MLX's memory limit does not hold the host back here: it
-                # waits for graphs that are full, and a layer does not fill one.
+                # over with them, and these batches are large. MLX's memory limit hardly holds the host back here: it
+                # waits for graphs that are full, and with few rows a layer does not fill one.
                 mx.async_eval(state)
                 under_way.append(state)
                 if len(under_way) > _LAYERS_AHEAD:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any
 
 from sqlora.distributed.group import Group
 from sqlora.train.buckets import bucket_of
 from sqlora.train.states import Place, StateStore, key_of
+from sqlora.train.upper import rows_of
 
 Fill = Callable[[Sequence[Sequence[int]]], int]
 
@@ -51,10 +51,10 @@ def fill_together(
 ) -> Filling:
     """Let the store hold the wanted examples, for every rank that sees its disk.
 
-    A rank takes a part of what is missing, sorted by length. It then has few lengths; each has one batch that is not
-    full, and costs a GPU some time when it is first met. `finish` waits until they are written and hears where the
-    others' lie; until then the caller can do other things. What is lacking then, because the disk was not shared after
-    all or shows others' files late, each rank computes by itself, with two layers beside whatever is in memory.
+    A rank takes some of the batches of what is missing, sorted by length. It then has few lengths; each costs a GPU
+    some time when it is first met. `finish` waits until they are written and hears where the others' lie; until then
+    the caller can do other things. What is lacking then, because the disk was not shared after all or shows others'
+    files late, each rank computes by itself, with two layers beside whatever is in memory.
 
     Args:
         wanted: what goes into the model, the same on all ranks of one disk.
@@ -74,7 +74,7 @@ def fill_together(
         missing.sort(key=lambda item: (bucket_of(len(item[1]), buckets), item[0]))
         group.barrier()  # before anyone adds to it, all have looked
         sizes = [bucket_of(len(tokens), buckets) for _, tokens in missing]
-        bounds = _bounds(sizes, len(peers))[peers.index(group.rank) :]
+        bounds = bounds_of(sizes, len(peers))[peers.index(group.rank) :]
         every = group.each(fill([tokens for _, tokens in missing[bounds[0] : bounds[1]]]))
         filling.computed += int(sum(every[rank] for rank in group.disk))
         return True
@@ -91,7 +91,17 @@ def fill_together(
     return filling
 
 
-def _bounds(sizes: Sequence[int], parts: int) -> list[int]:
-    """Where to cut, so that parts of about the same size come out; from 0 to the end."""
-    ends = list(accumulate(sizes, initial=0))
-    return [bisect_left(ends, ends[-1] * part / parts) for part in range(parts)] + [len(sizes)]
+def bounds_of(lengths: Sequence[int], parts: int) -> list[int]:
+    """Where to cut, so that parts of about as many padded tokens come out and no batch is cut in two, but by a wave's
+    end; from 0 to the end.
+
+    Args:
+        lengths: of examples as they are padded, in rising order.
+    """
+    starts, tokens = [0], [0]  # of batches, and before them; the last is the end
+    while starts[-1] < len(lengths):
+        length = lengths[starts[-1]]
+        starts.append(min(starts[-1] + rows_of(length), bisect_right(lengths, length, starts[-1])))
+        tokens.append(tokens[-1] + rows_of(length) * length)  # as many, however many examples a batch has
+    wanted = (tokens[-1] * part / parts for part in range(parts + 1))
+    return [starts[min(range(len(starts)), key=lambda at: abs(tokens[at] - one))] for one in wanted]

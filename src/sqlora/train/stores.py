@@ -14,6 +14,7 @@ from sqlora.train.interruption import Interrupted
 
 ROOT = Path(".sqlora/states")
 QUIET_SECONDS = 1.0
+_POLL_SECONDS = 0.005  # ranks of a run come at the same time
 
 
 def bytes_of(root: Path) -> int:
@@ -42,7 +43,7 @@ def held(root: Path, stop: Callable[[], bool] = lambda: False) -> Iterator[None]
     root.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root.with_name(f"{root.name}.lock"))  # beside it: what is in it are stores
     try:
-        lock.acquire(timeout=QUIET_SECONDS)
+        lock.acquire(timeout=QUIET_SECONDS, poll_interval=_POLL_SECONDS)
     except Timeout:
         print(f"another run makes room in {root}; waiting for its end", flush=True)
         while not lock.is_locked:

@@ -234,6 +234,11 @@ def _numpy(state: mx.array) -> NDArray[np.generic]:
     return np.asarray(state.view(mx.uint16) if state.dtype == mx.bfloat16 else state)
 
 
+def rows_of(length: int) -> int:
+    """Of a batch of that length in the frozen layers, however many examples it has."""
+    return max(1, BATCH_TOKENS // length)
+
+
 def _waves(items: list[Item], buckets: Sequence[int]) -> Iterator[list[Item]]:
     wave: list[Item] = []
     tokens = 0
@@ -252,7 +257,7 @@ def _batches(wave: list[Item], buckets: Sequence[int]) -> Iterator[tuple[list[It
     for item in wave:
         by_bucket.setdefault(bucket_of(len(item[1]), buckets), []).append(item)
     for length, items in by_bucket.items():
-        rows = max(1, BATCH_TOKENS // length)
+        rows = rows_of(length)
         for start in range(0, len(items), rows):
             chosen = items[start : start + rows]
             tokens = np.zeros((rows, length), dtype=np.int32)  # always this shape, whatever is left
